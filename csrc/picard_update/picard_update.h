@@ -1,0 +1,67 @@
+// One picard_update call as raw pointers: what the bindings hand to the CPU and CUDA kernels.
+// No torch header here, so that nvcc and the per-instruction-set CPU files never see one.
+#pragma once
+
+#include <cstdint>
+
+namespace parasample {
+
+enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+// A [rows, B, D] tensor with unit stride in D; strides are in elements. data == nullptr: absent (noise).
+struct Rows {
+  void* data;
+  int64_t stride_row;
+  int64_t stride_sample;
+  DType dtype;
+};
+
+// "real" below is double when states are kFloat64, else float.
+struct PicardUpdate {
+  Rows states;   // [T+1, B, D], rows begin+1 .. end are overwritten
+  Rows anchors;  // [T+1, B, D], may be exactly the memory of states
+  Rows outputs;  // [T, B, D]
+  Rows noise;    // [T, B, D] or absent
+  const void* state_coef;      // real [T, K]
+  const void* anchor_coef;     // real [T, K]
+  const void* output_coef;     // real [T, K]
+  const void* noise_coef;      // real [T]
+  const void* x0_coef;         // real [T, 2]
+  const void* residual_scale;  // real [T+1]
+  const int64_t* begin;        // [B]
+  const int64_t* hold;         // [B]
+  const int64_t* end;          // [B]
+  void* residual;              // real [T+1, B]
+  int64_t num_steps;           // T
+  int64_t num_samples;         // B
+  int64_t num_elements;        // D
+  int32_t history;             // K, 1 .. kMaxHistory
+};
+
+// The deepest linear multistep scheduler (PNDM) reads four earlier outputs besides the current one.
+constexpr int kMaxHistory = 5;
+
+// ---- CPU -------------------------------------------------------------------------------------------------
+
+// D is cut into chunks of this many elements whatever the number of threads, so that sums over D always
+// combine in the same order. Deep histories use shorter chunks to stay inside a 32 KiB first-level cache.
+// (static: see picard_update_cpu_convert.h on inline functions and instruction sets)
+static inline int64_t cpu_chunk(int history) { return history <= 2 ? 1024 : 512; }
+
+// Runs work item (sample, chunk): writes its states and, for each row i+1 of the sample's range, the sum of
+// squared changes of this chunk to partial[i - begin].
+using CpuKernel = void (*)(const PicardUpdate& call, int64_t sample, int64_t chunk, double* partial);
+
+// The fastest variant this processor runs; PARASAMPLE_CPU_ISA=baseline|avx2|avx512 asks for a lesser one.
+CpuKernel select_cpu_kernel();
+const char* selected_cpu_isa();
+
+// ---- CUDA ------------------------------------------------------------------------------------------------
+
+// Partial sums per row and sample that the CUDA kernel writes; the workspace holds real [T+1, B, this].
+int64_t cuda_num_partials(const PicardUpdate& call);
+
+// Enqueues the update on `stream` (a cudaStream_t) and returns at once; the result is a cudaError_t.
+int launch_picard_update_cuda(const PicardUpdate& call, void* workspace, void* stream);
+
+}  // namespace parasample

@@ -1,0 +1,29 @@
+// Checks the arguments of parasample::picard_update and turns them into a PicardUpdate. Everything that a
+// kernel relies on is checked here, before anything is written; kernels check nothing.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "picard_update.h"
+
+namespace parasample {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct PicardUpdateTensors {
+  Tensor states, anchors, outputs;
+  std::optional<Tensor> noise;
+  Tensor state_coef, anchor_coef, output_coef, noise_coef, x0_coef, residual_scale, begin, hold, end;
+};
+
+// Shapes, dtypes, layout and devices; reads no tensor data. `residual` of the result is left null.
+PicardUpdate check_picard_update(const PicardUpdateTensors& tensors);
+
+// The dtype of coefficients and residual: float64 for float64 states, else float32.
+ScalarType real_dtype(const PicardUpdate& call);
+
+}  // namespace parasample

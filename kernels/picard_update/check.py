@@ -1,0 +1,92 @@
+"""The argument checks of picard_update for the faces in Python; the native op has the same in C++."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MAX_HISTORY = 5
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check_arguments(
+    states: Tensor,
+    anchors: Tensor,
+    outputs: Tensor,
+    noise: Tensor | None,
+    state_coef: Tensor,
+    anchor_coef: Tensor,
+    output_coef: Tensor,
+    noise_coef: Tensor,
+    x0_coef: Tensor,
+    residual_scale: Tensor,
+    begin: Tensor,
+    hold: Tensor,
+    end: Tensor,
+) -> None:
+    """Raise ValueError (expected, found, remedy) unless the arguments are what `picard_update` asks for.
+
+    Ranges are read only where begin, hold and end are CPU tensors: elsewhere that would stall the device.
+    """
+    if states.dim() != 3 or states.shape[0] < 1:
+        _fail("states", "shape [T+1, B, D]", list(states.shape), "flatten the sample to D elements")
+    if state_coef.dim() != 2 or not 1 <= state_coef.shape[1] <= MAX_HISTORY:
+        remedy = "pad a shorter history with zeros"
+        _fail("state_coef", f"shape [T, K], K = 1 .. {MAX_HISTORY}", list(state_coef.shape), remedy)
+    rows, B, D = states.shape
+    T, K = rows - 1, state_coef.shape[1]
+    if states.dtype not in FLOATS:
+        _fail(
+            "states", "a dtype of float32, float64, float16, bfloat16", states.dtype, "convert it with .to()"
+        )
+    real = torch.float64 if states.dtype == torch.float64 else torch.float32
+    arguments: dict[str, tuple[Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]] = {
+        "anchors": (anchors, (rows, B, D), (states.dtype,)),
+        "outputs": (outputs, (T, B, D), FLOATS),
+        "noise": (noise, (T, B, D), FLOATS),
+        "state_coef": (state_coef, (T, K), (real,)),
+        "anchor_coef": (anchor_coef, (T, K), (real,)),
+        "output_coef": (output_coef, (T, K), (real,)),
+        "noise_coef": (noise_coef, (T,), (real,)),
+        "x0_coef": (x0_coef, (T, 2), (real,)),
+        "residual_scale": (residual_scale, (rows,), (real,)),
+        "begin": (begin, (B,), (torch.int64,)),
+        "hold": (hold, (B,), (torch.int64,)),
+        "end": (end, (B,), (torch.int64,)),
+    }
+    for name, (tensor, shape, dtypes) in arguments.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            _fail(name, f"shape {list(shape)}", list(tensor.shape), "states and state_coef set T, B, D and K")
+        if tensor.dtype not in dtypes:
+            _fail(name, f"dtype {dtypes[0]}", tensor.dtype, "convert it with .to()")
+        if tensor.device != states.device:
+            _fail(name, f"device {states.device}", tensor.device, "move it with .to()")
+    if D > 1 and states.stride(2) != 1:
+        _fail("states", "unit stride in D", f"stride {states.stride(2)}", "pass a .contiguous() tensor")
+    if begin.device.type == "cpu":
+        _check_ranges(
+            begin.tolist(), hold.tolist(), end.tolist(), T, None if noise is not None else noise_coef
+        )
+
+
+def _check_ranges(
+    begin: list[int], hold: list[int], end: list[int], num_steps: int, unused_noise_coef: Tensor | None
+) -> None:
+    for b, (first, hold_row, last) in enumerate(zip(begin, hold, end, strict=True)):
+        if last <= first:
+            continue
+        if first < 0 or last > num_steps:
+            expected = f"0 <= begin < end <= T = {num_steps}"
+            _fail(f"sample {b}", expected, f"begin={first} end={last}", "clip the window to the trajectory")
+        if hold_row < first - 1:
+            remedy = "rows before begin must have been evaluated"
+            _fail(f"sample {b}", f"hold >= begin - 1 = {first - 1}", f"hold={hold_row}", remedy)
+        if unused_noise_coef is not None and bool(unused_noise_coef[first:last].any()):
+            remedy = "pass noise [T, B, D] or zero coefficients"
+            _fail("noise_coef", "zeros where noise is None", "other values", remedy)
+
+
+def _fail(name: str, expected: str, found: object, remedy: str) -> None:
+    raise ValueError(f"picard_update: {name} must have {expected}, found {found}; {remedy}")
