@@ -1,0 +1,1 @@
+"""Where parasample meets diffusers: reading schedulers, wrapping pipelines. The only place that imports it."""

@@ -1,0 +1,211 @@
+"""`parallelize`: make a diffusers pipeline sample in parallel, without changing or copying it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import logging
+from typing import Any
+
+from torch import Tensor, nn
+
+from parasample.bridge.denoiser import WrappedDenoiser, takes_timestep
+from parasample.bridge.run import PipelineRun, unwrapped_copy
+from parasample.bridge.schedulers import read_scheduler
+from parasample.bridge.timesteps import TimestepSequence
+from parasample.config import Picard
+from parasample.errors import ConfigError, UnsupportedPipelineError
+from parasample.runtime.stats import Stats
+from parasample.runtime.transports import default_ranks
+
+logger = logging.getLogger(__name__)
+
+
+def parallelize(pipe: Any, *methods: Picard) -> Handle:
+    """Make every call of `pipe` sample in parallel until `handle.restore()`.
+
+    Args:
+        pipe: a diffusers pipeline, or any object with a `scheduler` (diffusers' interface) and denoisers among its
+            attributes whose forward takes a timestep. It is called as before, with any arguments.
+        methods: `ps.Picard(...)`. Under `torchrun`, with `torch.distributed` initialised, the model evaluations of
+            a round are shared by all ranks; every rank makes the same call and gets the same result.
+
+    Returns:
+        A handle with `stats` of the last call and `restore()`; also a context manager that restores on exit.
+
+    Raises:
+        ConfigError: for methods that do not fit together, or a pipeline that is parallelized already.
+        UnsupportedPipelineError: when the pipeline or its scheduler cannot be sampled in parallel, with the reason.
+    """
+    if len(methods) != 1 or not isinstance(methods[0], Picard):
+        found = ", ".join(type(method).__name__ for method in methods) or "nothing"
+        raise ConfigError(f"expected one method, found {found}; pass ps.Picard(...)")
+    return Handle(pipe, methods[0])
+
+
+class Handle:
+    """A parallelized pipeline: `stats` of its last call, and the way back."""
+
+    def __init__(self, pipe: Any, config: Picard) -> None:
+        scheduler = getattr(pipe, "scheduler", None)
+        if isinstance(scheduler, WrappedScheduler):
+            raise ConfigError("this pipeline is parallelized already; call handle.restore() first")
+        for method in ("set_timesteps", "step"):
+            if not callable(getattr(scheduler, method, None)):
+                raise UnsupportedPipelineError(
+                    f"expected a pipeline with a diffusers scheduler, found {type(pipe).__name__} whose scheduler is "
+                    f"{type(scheduler).__name__}; pass a pipeline, or use ps.sample for a bare model"
+                )
+        modules = {name: module for name, module in _components(pipe).items() if takes_timestep(module)}
+        if not modules:
+            raise UnsupportedPipelineError(
+                f"found no denoiser (a module whose forward takes a timestep) in {type(pipe).__name__}; "
+                "sample it sequentially, or use ps.sample for a bare model"
+            )
+        _require_readable(scheduler)
+        self.pipe = pipe
+        self.config = config
+        self._scheduler = scheduler
+        self._scheduler_state = copy.deepcopy(scheduler.__dict__)
+        self._run: PipelineRun | None = None
+        self._stats = Stats()
+        self._ranks = default_ranks()
+        self._wrapped = wrap_scheduler(scheduler, self)
+        self._denoisers = [WrappedDenoiser(name, module, lambda: self._run) for name, module in modules.items()]
+        # Past the pipeline's __setattr__, which would rewrite its config with our class name.
+        object.__setattr__(pipe, "scheduler", self._wrapped)
+
+    @property
+    def stats(self) -> Stats:
+        """Costs of the last call."""
+        return self._run.stats if self._run is not None else self._stats
+
+    def restore(self) -> None:
+        """Put the pipeline back as it was before `parallelize`; does nothing the second time."""
+        if self._run is not None:
+            self._stats, self._run = self._run.stats, None
+        for denoiser in self._denoisers:
+            denoiser.remove()
+        self._denoisers = []
+        if getattr(self.pipe, "scheduler", None) is self._wrapped:
+            object.__setattr__(self.pipe, "scheduler", self._scheduler)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.restore()
+
+    # ------------------------------------------------------------------ called by the wrapped scheduler
+
+    def begin_run(self, scheduler: Any) -> None:
+        """`set_timesteps` was called: a new call of the pipeline starts clean."""
+        config = resolve_window(self.config, len(scheduler.timesteps))
+        self._run = PipelineRun(scheduler, config, self._denoisers, self._ranks, self._check_unchanged)
+
+    @property
+    def run(self) -> PipelineRun | None:
+        return self._run
+
+    def _check_unchanged(self) -> None:
+        found = getattr(self.pipe, "scheduler", None)
+        if found is not self._wrapped:
+            raise ConfigError(
+                f"the pipeline's scheduler was replaced by a {type(found).__name__} after parallelize; call "
+                "handle.restore(), set the scheduler, then parallelize again"
+            )
+
+
+def resolve_window(config: Picard, num_steps: int) -> Picard:
+    """`config` with window="auto" replaced by a number of steps."""
+    return config
+
+
+def _components(pipe: Any) -> dict[str, nn.Module]:
+    found = dict(getattr(pipe, "components", None) or vars(pipe))
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def _require_readable(scheduler: Any) -> None:
+    """Read the table of a ten-step run, so that a scheduler that cannot be read is refused at once."""
+    trial = copy.deepcopy(scheduler)
+    try:
+        trial.set_timesteps(10)
+    except Exception:  # needs arguments that only the pipeline knows: read at the first call instead
+        logger.debug("%s needs arguments to set its timesteps", type(scheduler).__name__)
+        return
+    read_scheduler(trial)
+
+
+# ---------------------------------------------------------------------- the scheduler the pipeline sees
+
+
+class WrappedScheduler:
+    """Marks schedulers made by `wrap_scheduler`."""
+
+
+def wrap_scheduler(scheduler: Any, handle: Handle) -> Any:
+    """An instance of a subclass of the scheduler's own class: the same signatures, config and attributes.
+
+    It works on a copy of the scheduler's state, so the original is untouched.
+    """
+    original = type(scheduler)
+    state = copy.deepcopy(scheduler.__dict__)
+
+    @functools.wraps(original.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        original.set_timesteps(self, *args, **kwargs)
+        handle.begin_run(unwrapped_copy(self, original))
+
+    bind = inspect.signature(original.step)
+
+    @functools.wraps(original.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run = handle.run
+        if run is None or not run.active:
+            return original.step(self, *args, **kwargs)
+        given = dict(bind.bind(self, *args, **kwargs).arguments)
+        given.pop("self", None)
+        extra = given.pop("kwargs", {})
+        output, timestep, sample = (given.pop(name) for name in list(bind.parameters)[1:4])
+        as_dict, generator = given.pop("return_dict", True), given.pop("generator", None)
+        state_after = run.step(output, timestep, sample, generator, given | extra)
+        if hasattr(self, "_step_index"):
+            self._step_index = run.first_index + run.row
+        return _step_output(original, state_after) if as_dict else (state_after,)
+
+    names: dict[str, Any] = {"set_timesteps": set_timesteps, "step": step, "timesteps": _timesteps}
+    if hasattr(original, "scale_model_input"):
+
+        @functools.wraps(original.scale_model_input)
+        def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            run = handle.run
+            if run is None or not run.active or run.solver is None:
+                return original.scale_model_input(self, sample, *args, **kwargs)
+            scale = run.solver.table.input_scale[run.row]
+            return sample if scale == 1 else sample * scale
+
+        names["scale_model_input"] = scale_model_input
+
+    wrapped = object.__new__(type(original.__name__, (WrappedScheduler, original), names))
+    wrapped.__dict__.update(state)
+    return wrapped
+
+
+def _get_timesteps(self: Any) -> Tensor:
+    value = self.__dict__["timesteps"]
+    return TimestepSequence.wrap(value) if isinstance(value, Tensor) else value
+
+
+def _set_timesteps(self: Any, value: Any) -> None:
+    self.__dict__["timesteps"] = value
+
+
+_timesteps = property(_get_timesteps, _set_timesteps)
+
+
+def _step_output(original: type, sample: Tensor) -> Any:
+    from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+    return SchedulerOutput(prev_sample=sample)

@@ -1,0 +1,209 @@
+"""One call of a wrapped pipeline, from `set_timesteps` to its last step."""
+
+from __future__ import annotations
+
+import copy
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from parasample.bridge.schedulers import ReadScheduler, read_scheduler
+from parasample.config import Picard
+from parasample.errors import ConfigError, UnsupportedPipelineError
+from parasample.bridge.solver import make_solver
+from parasample.runtime.picard import PicardSolver, Share
+from parasample.runtime.stats import Stats
+from parasample.runtime.transports import Ranks
+
+if TYPE_CHECKING:
+    from parasample.bridge.denoiser import WrappedDenoiser
+
+
+class PipelineRun:
+    """The loop's side of a `PicardSolver`.
+
+    The pipeline's loop makes one iteration per step, as ever. An iteration whose next state is already final
+    costs nothing: the denoiser is not run. Otherwise the denoiser is given the round's states, the pipeline's own
+    guidance code works on that larger batch, and `step` closes the round; it always makes at least one more state
+    final. So callbacks, progress bars and `interrupt` see every step, in order, with its own latents.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        config: Picard,
+        denoisers: list[WrappedDenoiser],
+        ranks: Ranks,
+        check_unchanged: Callable[[], None],
+    ) -> None:
+        self.scheduler = scheduler  # an unwrapped copy, as set_timesteps left it
+        self.config = config
+        self.ranks = ranks
+        self.check_unchanged = check_unchanged
+        self.active = True
+        self.traced = False
+        self.row = 0
+        self.first_index = 0
+        self.timesteps: Tensor = scheduler.timesteps
+        self.solver: PicardSolver | None = None
+        self.stats = Stats()
+        self._denoisers = denoisers
+        self._part: Share | None = None
+        self._doubled = False
+        self._returned: tuple[weakref.ref[Tensor], int] | None = None
+        self._restarts = 0
+        self._began_at = time.perf_counter()
+        for denoiser in denoisers:
+            denoiser.new_run()
+
+    # ------------------------------------------------------------------ the denoiser's side
+
+    def start(self, span: tuple[int, int] | None) -> None:
+        """The loop's first call to a denoiser; `span` is the part of the timesteps it runs over, where known."""
+        if span is not None:
+            self.traced = True
+            self.first_index = span[0]
+            self.timesteps = self.scheduler.timesteps[span[0] : span[1]]
+        self._check_window()
+
+    def _check_window(self) -> None:
+        if len(self.timesteps) == 0:
+            raise ConfigError("num_inference_steps gave no timesteps; pass at least 1")
+        self.config.window_for(len(self.timesteps))
+
+    @property
+    def exact_repeat(self) -> int:
+        """How often the first step's rows are repeated so that all calls have one batch size."""
+        if not self.config.exact:
+            return 1
+        return -(-self.config.window_for(len(self.timesteps)) // self.ranks.size)
+
+    def open_share(self, latents: Tensor) -> Share | None:
+        """The states to evaluate in this iteration, or None when the next state is final already."""
+        assert self.solver is not None
+        if self._part is None:
+            self._honour_changes(latents)
+            if self.solver.finished(self.row + 1):
+                return None
+            self._part = self.solver.open_round()
+        return self._part
+
+    def _honour_changes(self, latents: Tensor) -> None:
+        """Restart from this step if somebody (a callback, the pipeline) replaced the latents we returned."""
+        assert self.solver is not None
+        if self._returned is not None:
+            returned, version = self._returned
+            kept = returned()
+            if kept is not None and kept._version == version:
+                return
+        scale = self.solver.table.input_scale[self.row]
+        state = self.solver.state(self.row)
+        channels = state.shape[1]
+        given = latents[: self.solver.batch, :channels]
+        if torch.allclose(given, (state * scale).to(given.dtype), rtol=_rounding(given), atol=_rounding(given)):
+            return
+        self._restarts += 1
+        self.solver.restart(self.row, given.to(state.dtype) / scale)
+
+    # ------------------------------------------------------------------ the scheduler's side
+
+    def step(self, output: Tensor, timestep: Any, sample: Tensor, generator: Any, kwargs: Mapping[str, Any]) -> Tensor:
+        """Close this iteration's round, if it had one; the state after this step, shaped and typed as `sample`."""
+        if self.solver is None:
+            self._first_step(output, timestep, sample, generator, kwargs)
+        elif self._part is not None:
+            part, self._part = self._part, None
+            self.solver.close_round(part, output[: len(part)] if self._doubled else output)
+        elif not self.solver.finished(self.row + 1):
+            raise UnsupportedPipelineError(
+                f"step {self.row} was taken without a call to a wrapped denoiser; sample this pipeline sequentially"
+            )
+        for denoiser in self._denoisers:
+            denoiser.new_step()
+        assert self.solver is not None
+        self.row += 1
+        state = self.solver.state(self.row).to(sample.dtype)
+        if self._doubled:
+            state = torch.cat([state, state])
+        self._returned = (weakref.ref(state), state._version)
+        if self.row == self.solver.num_steps:
+            self.active = False
+            self.stats.seconds = time.perf_counter() - self._began_at
+        return state
+
+    def _first_step(
+        self, output: Tensor, timestep: Any, sample: Tensor, generator: Any, kwargs: Mapping[str, Any]
+    ) -> None:
+        if not any(denoiser.sites for denoiser in self._denoisers):
+            raise UnsupportedPipelineError(
+                "the pipeline took a step without calling a denoiser that takes a timestep; sample it sequentially"
+            )
+        if not self.traced:
+            self._find_start(timestep)
+        read = read_scheduler(self.scheduler, begin_index=self.first_index, step_kwargs=dict(kwargs))
+        if read.table.num_steps > len(self.timesteps):
+            read = replace(read, table=read.table.head(len(self.timesteps)))  # the loop stops early
+        self._check_start(read, sample)
+        self.ranks.require_same("the starting latents", sample)
+        half = sample.shape[0] // 2
+        # Pipelines that keep both guidance halves in the sample (DiT) have equal halves; they are solved once.
+        self._doubled = (
+            sample.shape[0] % 2 == 0
+            and torch.equal(sample[:half], sample[half:])
+            and torch.equal(output[:half], output[half:])
+        )
+        batch = half if self._doubled else sample.shape[0]
+        self.solver = make_solver(
+            read, self.scheduler, self.first_index, sample, batch, self.config, generator, kwargs, self.ranks
+        )
+        self.stats = self.solver.stats
+        part = self.solver.open_round(start_only=True)
+        self.solver.close_round(part, output[: len(part)])
+
+    def _find_start(self, timestep: Any) -> None:
+        value = float(timestep)
+        matches = [i for i, t in enumerate(self.scheduler.timesteps.tolist()) if t == value]
+        if not matches:
+            raise UnsupportedPipelineError(
+                f"expected the first step at one of the scheduler's timesteps, found {value:g}; sample sequentially"
+            )
+        self.first_index = matches[0]
+        self.timesteps = self.scheduler.timesteps[self.first_index :]
+        self._check_window()
+
+    def _check_start(self, read: ReadScheduler, sample: Tensor) -> None:
+        """The first call must have been given the scaled latents, in blocks; otherwise we would swap the wrong thing."""
+        expected = sample * read.table.input_scale[0]
+        for denoiser in self._denoisers:
+            for site in denoiser.sites:
+                given = site.latents
+                blocks, rest = divmod(site.rows, sample.shape[0])
+                fits = rest == 0 and blocks > 0 and given.ndim == sample.ndim
+                fits = fits and given.shape[1] >= sample.shape[1] and given.shape[2:] == sample.shape[2:]
+                if fits:
+                    tiled = expected.repeat(blocks, *(1,) * (sample.ndim - 1)).to(given.dtype)
+                    rounding = _rounding(given)
+                    fits = torch.allclose(given[:, : sample.shape[1]], tiled, rtol=rounding, atol=rounding)
+                if not fits:
+                    raise UnsupportedPipelineError(
+                        f"{denoiser.name}: expected the scheduler's latents {tuple(sample.shape)} as first argument "
+                        f"(repeated for guidance), found something else of shape {tuple(given.shape)}: the pipeline "
+                        "changes the latents before the denoiser, so steps cannot be evaluated ahead; "
+                        "sample it sequentially"
+                    )
+
+
+def unwrapped_copy(scheduler: Any, original_class: type) -> Any:
+    """A deep copy of a wrapped scheduler as an instance of its own class."""
+    plain = object.__new__(original_class)
+    plain.__dict__.update(copy.deepcopy(scheduler.__dict__))
+    return plain
+
+
+def _rounding(tensor: Tensor) -> float:
+    return 1e-2 if tensor.dtype in (torch.float16, torch.bfloat16) else 1e-4

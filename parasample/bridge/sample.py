@@ -1,0 +1,101 @@
+"""`sample`: parallel sampling of a bare model and scheduler, for robot policies and models without a pipeline."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parasample.bridge.denoiser import RowSelector
+from parasample.bridge.pipeline import resolve_window
+from parasample.bridge.schedulers import read_scheduler
+from parasample.bridge.solver import make_solver
+from parasample.config import Picard
+from parasample.errors import ConfigError
+from parasample.runtime.stats import Stats
+from parasample.runtime.transports import default_ranks
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What `sample` returns: `sample` [B, ...] in the dtype of `x_T`, and the costs."""
+
+    sample: Tensor
+    stats: Stats
+
+
+@torch.no_grad()
+def sample(
+    model: Callable[..., Any],
+    scheduler: Any,
+    x_T: Tensor,
+    method: Picard,
+    num_inference_steps: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    step_kwargs: Mapping[str, Any] | None = None,
+) -> Solution:
+    """Sample `model` with a diffusers scheduler, many steps at a time.
+
+    Args:
+        model: `model(x, t, **model_kwargs)` gives the model output for inputs x [n, ...] and timesteps t [n]; a
+            tensor shaped as x, a tuple starting with one, or an object with `.sample`.
+        scheduler: a diffusers scheduler; it is copied, not changed.
+        x_T: the starting noise [B, ...], in the scheduler's scale (times `scheduler.init_noise_sigma`).
+        method: `ps.Picard(...)`.
+        num_inference_steps: steps; None uses the timesteps that the scheduler has been set to.
+        model_kwargs: conditioning; tensors with B rows are matched to their samples, others are passed as they are.
+        generator: for stochastic schedulers, one or one per sample; consumed as sequential sampling would.
+        step_kwargs: further arguments of `scheduler.step`, such as `eta`.
+
+    Raises:
+        ConfigError: bad arguments. UnsupportedPipelineError: a scheduler that cannot be read.
+        DivergedError: a model output that is not finite. TransportError: a rank that does not answer.
+    """
+    if not isinstance(method, Picard):
+        raise ConfigError(f"expected ps.Picard(...) as method, found {type(method).__name__}")
+    if x_T.ndim < 2:
+        raise ConfigError(f"expected x_T of shape [batch, ...], found {tuple(x_T.shape)}; add a batch dimension")
+    if isinstance(generator, list) and len(generator) != x_T.shape[0]:
+        raise ConfigError(
+            f"expected one generator or {x_T.shape[0]} (one per sample), found a list of {len(generator)}"
+        )
+    began_at = time.perf_counter()
+    scheduler = copy.deepcopy(scheduler)
+    if num_inference_steps is not None:
+        if num_inference_steps < 1:
+            raise ConfigError(f"num_inference_steps={num_inference_steps} is below 1; pass at least 1")
+        scheduler.set_timesteps(num_inference_steps, device=x_T.device)
+    if scheduler.num_inference_steps is None:
+        raise ConfigError("the scheduler has no timesteps; pass num_inference_steps or call set_timesteps first")
+    ranks = default_ranks()
+    ranks.require_same("x_T", x_T)
+    timesteps = scheduler.timesteps.to(x_T.device)
+    method = resolve_window(method, len(timesteps))
+    read = read_scheduler(scheduler, step_kwargs=dict(step_kwargs or {}))
+    solver = make_solver(
+        read, scheduler, 0, x_T, x_T.shape[0], method, generator, dict(step_kwargs or {}), ranks
+    )
+    selector, conditioning = RowSelector(), dict(model_kwargs or {})
+    while not solver.done:
+        part = solver.open_round()
+        rows = {k: selector.select(k, v, x_T.shape[0], part.samples) for k, v in conditioning.items()}
+        output = _tensor(model(solver.model_inputs(part).to(x_T.dtype), timesteps[part.steps], **rows))
+        if output.shape[:1] != part.samples.shape:
+            raise ConfigError(
+                f"expected model outputs with {len(part)} rows as the inputs had, found {tuple(output.shape)}"
+            )
+        solver.close_round(part, output)
+    solver.stats.seconds = time.perf_counter() - began_at
+    return Solution(solver.state(solver.num_steps).to(x_T.dtype), solver.stats)
+
+
+def _tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    return output[0] if isinstance(output, tuple) else output.sample

@@ -1,0 +1,86 @@
+"""What a user chooses: one frozen dataclass per method, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from parasample.errors import ConfigError
+
+Update = Literal["published", "v", "gaussian", "secant", "anderson"]
+UPDATES: tuple[str, ...] = ("published", "v", "gaussian", "secant", "anderson")
+Stopping = Literal["x0", "published"]
+STOPPING_RULES: tuple[str, ...] = ("x0", "published")
+
+
+@dataclass(frozen=True)
+class Picard:
+    """Parallel-in-time sampling (ParaDiGMS, arXiv 2305.16317): fixed-point iteration over a window of steps.
+
+    Args:
+        window: steps that may be in flight at once for one sample, 1 to the number of steps; "full" is all
+            of them; "auto" lets `parasample.plan` choose from the measured cost of the model.
+        tolerance: when a state counts as converged, unitless and at least 0. With `stopping="x0"` the
+            root-mean-square error that the state's change implies for the finished sample (data scaled to
+            about unit variance); with "published" the paper's tolerance. 0 reproduces sequential sampling
+            to rounding.
+        update: how a model output is carried over to a state it was not evaluated at. "published" freezes
+            the drift (the paper), "v" freezes the velocity, "gaussian" assumes Gaussian data of variance
+            `prior_variance`, "secant" learns each step's Jacobian from earlier rounds on top of "gaussian",
+            "anderson" mixes earlier rounds of the whole window.
+        stopping: "x0" (default) or the paper's rule, "published".
+        states_per_round: at most this many model evaluations per sample and round, the earliest states that
+            need one; None evaluates every state of the window that needs it. On a device that one
+            evaluation fills, use the number of ranks.
+        prior_variance: variance of the data that "gaussian", "secant" and "anderson" assume; 1 is "v".
+        memory: earlier evaluations of a state that "secant" and "anderson" learn from, 1 to 8.
+        exact: with tolerance 0, be bit-equal to sequential sampling whose model calls have the same batch
+            size; costs as many rounds as steps.
+        record: keep every round's trajectory in `stats.history`, for plots.
+
+    Raises:
+        ConfigError: for a value outside the ranges above.
+    """
+
+    window: int | Literal["full", "auto"] = "auto"
+    tolerance: float = 0.02
+    update: Update = "secant"
+    stopping: Stopping = "x0"
+    states_per_round: int | None = None
+    prior_variance: float = 0.5
+    memory: int = 4
+    exact: bool = False
+    record: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.window, bool) or not (self.window in ("full", "auto") or isinstance(self.window, int)):
+            raise ConfigError(f'window={self.window!r} is neither a number of steps, "full" nor "auto"')
+        if isinstance(self.window, int) and self.window < 1:
+            raise ConfigError(f"window={self.window} is below 1; pass the number of steps to work on at once")
+        if not (isinstance(self.tolerance, int | float) and math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ConfigError(f"tolerance={self.tolerance!r} is not a finite number of at least 0")
+        if self.update not in UPDATES:
+            raise ConfigError(f"update={self.update!r} is unknown; choose one of {', '.join(UPDATES)}")
+        if self.stopping not in STOPPING_RULES:
+            raise ConfigError(f"stopping={self.stopping!r} is unknown; choose one of {', '.join(STOPPING_RULES)}")
+        if self.states_per_round is not None and not (
+            isinstance(self.states_per_round, int) and self.states_per_round >= 1
+        ):
+            raise ConfigError(f"states_per_round={self.states_per_round!r} is not a whole number of at least 1")
+        if not (math.isfinite(self.prior_variance) and self.prior_variance > 0):
+            raise ConfigError(f"prior_variance={self.prior_variance!r} is not a positive finite number")
+        if not (isinstance(self.memory, int) and 1 <= self.memory <= 8):
+            raise ConfigError(f"memory={self.memory!r} is not a whole number from 1 to 8")
+        if self.exact and self.tolerance != 0:
+            raise ConfigError(f"exact=True needs tolerance=0, found tolerance={self.tolerance}; pass tolerance=0")
+
+    def window_for(self, num_steps: int) -> int:
+        """The window in steps for a run of `num_steps`; "auto" must have been resolved before."""
+        if self.window == "full":
+            return num_steps
+        if not isinstance(self.window, int):
+            raise ConfigError('window="auto" was not resolved to a number of steps before sampling')
+        if self.window > num_steps:
+            raise ConfigError(f"window={self.window} exceeds num_steps={num_steps}; pass window<={num_steps}")
+        return self.window

@@ -1,0 +1,1 @@
+"""Plans as data: scheduler tables, update rules, windows. Standard library only."""

@@ -1,0 +1,1 @@
+"""Runs plans on tensors: the Picard solver, its updates, the exchange between ranks."""

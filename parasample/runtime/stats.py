@@ -1,0 +1,57 @@
+"""What a call cost: rounds, evaluations, bytes, seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class RoundRecord:
+    """One round: states evaluated, largest residual, first unfinished step per sample after it, seconds.
+
+    `residual` is the root of the stopping rule's weighted mean square, over the states the round evaluated;
+    `states` [T+1, B, D] and `residuals` [T+1, B] are kept only with `Picard(record=True)`.
+    """
+
+    evaluations: int
+    residual: float
+    begin: list[int]
+    seconds: float = 0.0
+    states: Tensor | None = None
+    residuals: Tensor | None = None
+
+
+@dataclass
+class Stats:
+    """Costs of the last call.
+
+    `evaluations` counts states evaluated over all samples and ranks (with guidance one state may be two rows of
+    the model's batch); `bytes_sent` is what this rank sent; `window` is the number of states of each round.
+    """
+
+    num_steps: int = 0
+    batch: int = 0
+    bytes_sent: int = 0
+    seconds: float = 0.0
+    history: list[RoundRecord] = field(default_factory=list)
+
+    def add(self, record: RoundRecord) -> None:
+        self.history.append(record)
+
+    @property
+    def rounds(self) -> int:
+        return len(self.history)
+
+    @property
+    def evaluations(self) -> int:
+        return sum(record.evaluations for record in self.history)
+
+    @property
+    def window(self) -> list[int]:
+        return [record.evaluations for record in self.history]
+
+    @property
+    def residual(self) -> list[float]:
+        return [record.residual for record in self.history]

@@ -1,0 +1,82 @@
+"""How ranks talk. The only place that imports `torch.distributed`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parasample.errors import ConfigError, TransportError
+
+
+class Ranks(Protocol):
+    """A group of processes that share the evaluations of a round."""
+
+    size: int
+    rank: int
+
+    def all_gather(self, part: Tensor) -> Tensor:
+        """Concatenate every rank's `part` [n, ...] in rank order: [size * n, ...], on every rank."""
+        ...
+
+    def require_same(self, what: str, value: Tensor) -> None:
+        """Raise ConfigError on every rank unless `value` is bit-equal on all."""
+        ...
+
+
+class LocalRank:
+    """One process."""
+
+    size = 1
+    rank = 0
+
+    def all_gather(self, part: Tensor) -> Tensor:
+        return part
+
+    def require_same(self, what: str, value: Tensor) -> None:
+        return None
+
+
+LOCAL = LocalRank()
+
+
+class TorchRanks:
+    """Ranks of a `torch.distributed` process group (Gloo on CPUs, NCCL on GPUs)."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.size = dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
+
+    def all_gather(self, part: Tensor) -> Tensor:
+        part = part.contiguous()
+        whole = part.new_empty((self.size * part.shape[0], *part.shape[1:]))
+        try:
+            dist.all_gather_into_tensor(whole, part, group=self.group)
+        except RuntimeError as error:
+            raise TransportError(
+                f"rank {self.rank} of {self.size} waited for the other ranks' model outputs of this round and "
+                f"did not get them: {error}. A rank has ended or is too slow; look at the other ranks' output"
+            ) from error
+        return whole
+
+    def require_same(self, what: str, value: Tensor) -> None:
+        # A checksum over the bits: equal tensors give equal sums, and a difference is found with certainty enough.
+        bits = value.detach().contiguous().cpu().view(torch.uint8).to(torch.int64)
+        position = torch.arange(1, bits.numel() + 1, dtype=torch.int64).view(bits.shape)
+        digest = torch.stack([bits.sum(), (bits * position).sum()]).to(value.device)
+        digests = self.all_gather(digest[None])
+        if not bool((digests == digests[0]).all()):
+            raise ConfigError(
+                f"{what} differs between the {self.size} ranks; give every rank the same inputs and a generator "
+                "with the same seed: generator=torch.Generator().manual_seed(seed)"
+            )
+
+
+def default_ranks() -> Ranks:
+    """All ranks of the running job: the default process group if one is initialised, else this process alone."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return TorchRanks()
+    return LOCAL
