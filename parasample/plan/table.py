@@ -107,6 +107,24 @@ class AffineTable:
         ends = {name: num_steps + (name in ("alpha", "sigma")) for name in fields}
         return AffineTable(**{name: values[: ends[name]] for name, values in fields.items()})
 
+    def head(self, end: int) -> AffineTable:
+        """The first `end` steps, for a loop that stops early (the first half of a base and refiner pair).
+
+        Raises:
+            ConfigError: if `end` is not in 1..T.
+        """
+        if not 1 <= end <= self.num_steps:
+            raise ConfigError(
+                f"end={end} is outside 1..{self.num_steps}; pass a number of steps of the table"
+            )
+        tail = self.num_steps - end
+        return AffineTable(
+            **{
+                field.name: getattr(self, field.name)[: len(getattr(self, field.name)) - tail]
+                for field in dataclasses.fields(self)
+            }
+        )
+
     def data_form(self) -> AffineTable:
         """The same recurrence with y[i] = D[i], the data prediction, in place of the model output.
 

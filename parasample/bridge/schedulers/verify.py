@@ -16,8 +16,8 @@ from parasample.bridge.schedulers.intercept import Unreadable, working_copy
 from parasample.bridge.schedulers.noise import NoiseSource
 from parasample.plan.table import AffineTable
 
-# Relative errors allowed: a step adds up a few terms of its states' size; a run adds up the steps' errors, and
-# its early ones grow with 1 / alpha. float32 rounds at 6e-8.
+# Relative errors allowed: a step adds up a few terms of its states' size, a run adds up the steps' errors, of
+# which early ones grow with 1 / alpha. float32 rounds at 6e-8.
 _STEP_TOLERANCE = 1e-5
 _RUN_TOLERANCE = 1e-4
 # Some schedulers divide a rounded difference by a small sigma (Heun's second half, up to 1e-4 of the state's
@@ -31,7 +31,7 @@ ToOutput = Callable[[Tensor, Tensor, Tensor], Tensor] | None
 
 @dataclass(frozen=True)
 class _Deviation:
-    """Largest relative error of a single step, and of a state of a whole run from x[0], and where they are."""
+    """Largest relative error of a single step, and of a state of a run from x[0], and where they are."""
 
     step: int
     step_error: float
@@ -79,7 +79,7 @@ def verify(
             f"of the state's size, more than {_STEP_TOLERANCE:g}"
         )
     raise Unreadable(
-        f"state {found.state} of a whole run differs from the coefficients read off it by {found.run_error:.1e} "
+        f"state {found.state} of a run differs from the coefficients read off it by {found.run_error:.1e} "
         f"of the state's size, more than {_RUN_TOLERANCE:g}"
     )
 
