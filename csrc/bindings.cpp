@@ -24,7 +24,7 @@ int64_t check_ranges(const PicardUpdate& call) {
     STD_TORCH_CHECK(hold >= begin - 1, "picard_update: sample ", b, " must have hold >= begin - 1 = ", begin - 1,
                     ", found hold=", hold, "; rows before begin must have been evaluated");
     longest = end - begin > longest ? end - begin : longest;
-    if (call.noise.data != nullptr) continue;
+    if (call.noise.data != nullptr || call.num_elements == 0) continue;
     for (int64_t i = begin; i < end; ++i) {
       const bool noisy = call.states.dtype == DType::kFloat64
                              ? static_cast<const double*>(call.noise_coef)[i] != 0

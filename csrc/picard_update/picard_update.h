@@ -63,5 +63,6 @@ int64_t cuda_num_partials(const PicardUpdate& call);
 
 // Enqueues the update on `stream` (a cudaStream_t) and returns at once; the result is a cudaError_t.
 int launch_picard_update_cuda(const PicardUpdate& call, void* workspace, void* stream);
+const char* cuda_error_text(int error);
 
 }  // namespace parasample

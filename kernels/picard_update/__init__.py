@@ -36,36 +36,37 @@ def picard_update(
     *,
     face: str = "auto",
 ) -> Tensor:
-    """Overwrite rows begin[b]+1 .. end[b] of each sample with the solution of its recurrence; return residuals.
+    """Solve each sample's recurrence over its range of steps, in place; return how far every state moved.
 
-    With A, C, B, S the state, anchor, output and noise coefficients, i from begin[b] to end[b] - 1, accumulated
-    in float32 (float64 for float64 states) and rounded only when stored:
+    With A, C, B, S the state, anchor, output and noise coefficients, for i from begin[b] to end[b] - 1,
+    accumulated in float32 (float64 for float64 states) and rounded only when stored:
 
         x[i+1] = sum_k A[i,k] x[i-k] + C[i,k] xa[i-k] + B[i,k] m[i-k]  +  S[i] z[i]
 
-    Terms with i - k < 0 or a zero coefficient are not read. Rows i > hold[b] were never evaluated: their outputs
-    and anchors are not read; xa[i] := x[i] and m[i] := (D - u_i x[i]) / w_i keep the data prediction
+    Terms with i - k < 0 or a zero coefficient are left out. Rows i > hold[b] were never evaluated: their
+    outputs and anchors are not used; xa[i] := x[i] and m[i] := (D - u_i x[i]) / w_i keep the data prediction
     D = u_l xa[l] + w_l m[l] of row l = hold[b] (D = 0 for l = -1), with (u, w) = x0_coef.
-    Drift as in ParaDiGMS (arXiv 2305.16317, Algorithm 1) is the table A = 1, C = a_i - 1, B = b_i.
+    ParaDiGMS as published (arXiv 2305.16317) freezes the drift: A = 1, C = a_i - 1, B = b_i.
 
     Args:
-        states: x, [T+1, B, D] float32, bfloat16, float16 or float64; row i is the state before step i. MUTATED.
-            T and B may be strided; D must have unit stride.
+        states: x, [T+1, B, D] float32, bfloat16, float16 or float64; row i is the state before step i.
+            MUTATED in rows begin[b]+1 .. end[b]. T and B may be strided; D must have unit stride.
         anchors: xa, [T+1, B, D] of states' dtype: the states at which outputs were evaluated. May be `states`
             itself (or another view of exactly that memory), but must not overlap it in any other way.
         outputs: m, [T, B, D] any float dtype; must not overlap states.
-        noise: z, [T, B, D] any float dtype, or None where noise_coef is zero; must not overlap states.
+        noise: z, [T, B, D] any float dtype, or None where noise_coef is zero; must not overlap states. Rows
+            with a zero coefficient are not read.
         state_coef, anchor_coef, output_coef: [T, K], K = 1 .. 5; column k belongs to row i - k.
         noise_coef: [T]. x0_coef: [T, 2]. residual_scale: [T+1]. All coefficients are float32 (float64 for
-            float64 states) on the device of states.
+            float64 states), contiguous, on the device of states.
         begin, hold, end: [B] int64 on the device of states; 0 <= begin, end <= T, hold >= begin - 1. A sample
-            with end <= begin is left alone. CUDA cannot check values without stalling: there begin and end are
-            clipped to 0 .. T, and noise None counts as zero noise.
+            with end <= begin is left alone. Values on CUDA cannot be checked without stalling: begin and end
+            are clipped to 0 .. T there, hold to begin - 1, and noise None counts as zero noise.
         face: "auto", or one of "reference", "cpu", "cuda", "triton".
 
     Returns:
-        residual: [T+1, B] float32 (float64): residual_scale[i+1] * sum_d (x[i+1] - xa[i+1])^2, x as stored and xa
-        as it was; +inf for rows outside begin+1 .. end; never finite where the new state is not.
+        residual: [T+1, B] float32 (float64): residual_scale[i+1] * sum_d (x[i+1] - xa[i+1])^2, x as stored
+        and xa as it was; +inf for rows outside begin+1 .. end; never finite where the new state is not.
 
     On CUDA everything is enqueued on the current stream and nothing waits. Results are the same from run to
     run and for any number of threads.

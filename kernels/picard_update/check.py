@@ -65,6 +65,15 @@ def check_arguments(
             _fail(name, f"device {states.device}", tensor.device, "move it with .to()")
     if D > 1 and states.stride(2) != 1:
         _fail("states", "unit stride in D", f"stride {states.stride(2)}", "pass a .contiguous() tensor")
+    if (
+        anchors.data_ptr() == states.data_ptr()
+        and anchors.stride()[:2] != states.stride()[:2]
+        and states.numel()
+    ):
+        remedy = "pass states itself or a .clone()"
+        _fail(
+            "anchors", "the strides of states where it is its memory", f"strides {anchors.stride()}", remedy
+        )
     if begin.device.type == "cpu":
         _check_ranges(
             begin.tolist(), hold.tolist(), end.tolist(), T, None if noise is not None else noise_coef
