@@ -102,28 +102,16 @@ class AffineTable:
         )
 
     def head(self, num_steps: int) -> AffineTable:
-        """The first `num_steps` steps, for a loop that stops early."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        ends = {name: num_steps + (name in ("alpha", "sigma")) for name in fields}
-        return AffineTable(**{name: values[: ends[name]] for name, values in fields.items()})
-
-    def head(self, end: int) -> AffineTable:
-        """The first `end` steps, for a loop that stops early (the first half of a base and refiner pair).
+        """The first `num_steps` steps, for a loop that stops early (the first half of a base and refiner pair).
 
         Raises:
-            ConfigError: if `end` is not in 1..T.
+            ConfigError: if `num_steps` is not in 1..T.
         """
-        if not 1 <= end <= self.num_steps:
-            raise ConfigError(
-                f"end={end} is outside 1..{self.num_steps}; pass a number of steps of the table"
-            )
-        tail = self.num_steps - end
-        return AffineTable(
-            **{
-                field.name: getattr(self, field.name)[: len(getattr(self, field.name)) - tail]
-                for field in dataclasses.fields(self)
-            }
-        )
+        if not 1 <= num_steps <= self.num_steps:
+            raise ConfigError(f"num_steps={num_steps} is outside 1..{self.num_steps}, the steps of the table")
+        ends = {"alpha": num_steps + 1, "sigma": num_steps + 1}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return AffineTable(**{name: values[: ends.get(name, num_steps)] for name, values in fields.items()})
 
     def data_form(self) -> AffineTable:
         """The same recurrence with y[i] = D[i], the data prediction, in place of the model output.
