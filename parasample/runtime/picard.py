@@ -22,7 +22,7 @@ from parasample.plan.table import AffineTable
 from parasample.plan.updates import linearised, published, residual_weights
 from parasample.plan.window import SampleProgress, share
 from parasample.runtime.anderson import Anderson
-from parasample.runtime.secant import SecantHistory
+from parasample.runtime.secant import Evaluations, SecantHistory, green
 from parasample.runtime.stats import RoundRecord, Stats
 from parasample.runtime.transports import LOCAL, Ranks
 
@@ -92,16 +92,20 @@ class PicardSolver:
 
         self._load_coefficients(size)
         self.progress = [SampleProgress(self.num_steps) for _ in range(self.batch)]
-        self.secants = SecantHistory(self.outputs, config.memory) if config.update == "secant" else None
+        self.secants: SecantHistory | None = None
+        if config.update == "secant":
+            self.secants = SecantHistory(self.outputs, config.memory, green(table, self.rule), self.slope)
         self.anderson = Anderson(config.memory) if config.update == "anderson" else None
         self.stats = Stats(num_steps=self.num_steps, batch=self.batch)
         self._items: tuple[Tensor, Tensor] | None = None
         self._opened_at = time.perf_counter()
+        if config.update != "published":
+            self._guess()
 
     def _load_coefficients(self, size: int) -> None:
         table, config = self.table, self.config
         prior_variance = 1.0 if config.update == "v" else config.prior_variance
-        rule = published(table) if config.update == "published" else linearised(table, prior_variance)
+        self.rule = rule = published(table) if config.update == "published" else linearised(table, prior_variance)
 
         def on_device(values: Sequence[object]) -> Tensor:
             return torch.tensor(values, dtype=self.dtype, device=self.device)
@@ -150,15 +154,15 @@ class PicardSolver:
     def _choose(self, start_only: bool) -> tuple[list[int], list[int]]:
         """This round's (steps, samples), sample-major."""
         limit = self.config.states_per_round or self.window
+        # These two are defined on whole windows; the others evaluate only states that moved.
+        whole = self.config.update in ("published", "anderson")
+        threshold = -1.0 if whole else REEVALUATE_AT**2
         steps: list[int] = []
         samples: list[int] = []
         for sample, progress in enumerate(self.progress):
             if progress.done:
                 continue
-            # Before anything is known of a trajectory only its start is worth an evaluation: every other
-            # state would be a guess without information. The paper starts with the whole window.
-            fresh = progress.hold < 0 and self.config.update != "published"
-            rows = progress.choose(self.window, 1 if fresh or start_only else limit, REEVALUATE_AT**2)
+            rows = progress.choose(self.window, 1 if start_only else limit, threshold)
             steps += rows
             samples += [sample] * len(rows)
         return steps, samples
@@ -194,7 +198,9 @@ class PicardSolver:
         steps, samples = self._items
         states = self.states[steps, samples]
         if self.secants is not None:
-            self.secants.learn(steps, samples, states, flat, self.anchors, self.outputs, self.slope, self._known())
+            holds = torch.tensor(self._known(), device=self.device)
+            new = Evaluations(steps, samples, states, flat)
+            self.secants.learn(new, steps <= holds[samples], self.anchors, self.outputs)
         self.anchors[steps, samples] = states
         self.outputs[steps, samples] = flat
         for sample, progress in enumerate(self.progress):
@@ -203,6 +209,19 @@ class PicardSolver:
                 progress.evaluated(rows)
         self._update()
         self._items = None
+
+    def _guess(self) -> None:
+        """Fill the first window as if all data were zero, its mean: the noise of the start, scaled down."""
+        self._prepare_noise(self.window)
+        rows = torch.tensor([[0], [-1], [self.window]], device=self.device).repeat(1, self.batch)
+        self._scan(self.outputs, rows[0], rows[1], rows[2])
+
+    def _scan(self, outputs: Tensor, begin: Tensor, hold: Tensor, end: Tensor) -> Tensor:
+        return picard_update(
+            self.states, self.anchors, outputs, self.noise,
+            self.state_coef, self.anchor_coef, self.output_coef, self.noise_coef,
+            self.x0_coef, self.residual_scale, begin, hold, end,
+        )  # fmt: skip
 
     def _known(self) -> list[int]:
         return [progress.hold for progress in self.progress]
@@ -218,13 +237,10 @@ class PicardSolver:
             ]
         self._prepare_noise(max(ends))
         bounds = torch.tensor([begins, self._known(), ends], device=self.device)
-        begin, hold, end = bounds[0], bounds[1], bounds[2]
-        update = picard_update if self.secants is None else self.secants.update
-        residual = update(
-            self.states, self.anchors, self.outputs, self.noise,
-            self.state_coef, self.anchor_coef, self.output_coef, self.noise_coef,
-            self.x0_coef, self.residual_scale, begin, hold, end,
-        )  # fmt: skip
+        residual = self._scan(self.outputs, bounds[0], bounds[1], bounds[2])
+        if self.secants is not None:
+            corrected = self.secants.correct(self.states, self.anchors, self.outputs, begins, self._known())
+            residual = self._scan(corrected, bounds[0], bounds[1], bounds[2])
         if self.anderson is not None:
             residual = self.anderson.mix(self, begins, ends, residual)
         self._advance(begins, ends, residual)

@@ -1,109 +1,106 @@
 """Secant update: each step learns the Jacobian of its output from its own earlier evaluations.
 
-For the row of step j, let dX be the changes between its last evaluations' states and dY the changes of its
-outputs that the linear slope did not explain. The output at a new state x is taken as
+For the row of step j let dX [m, D] be the last changes of the states it was evaluated at, and dY [m, D] the changes
+of its outputs that the linear slope did not explain. The output at a new state x is taken as
 
-    y_j(x) ~ y[j] + slope[j] (x - xa[j]) + dY c,   c = argmin |dX c - (x - xa[j])|^2 + ridge |c|^2
+    y_j(x) ~ y[j] + slope[j] (x - xa[j]) + dY^T c_j,    c_j = (dX dX^T + ridge)^-1 dX (x - xa[j])
 
-(a multi-secant, or type-I Anderson, estimate per row), inside the same scan as `picard_update`.
+(a multi-secant, or type-I Anderson, estimate per row). The states depend on the corrections before them: adding a
+vector to y_l moves x[j] by green[j, l] times that vector, so that all c_j solve one block-triangular system
+
+    c_j = P_j dX_j (x0[j] - xa[j]) + P_j sum_{l < j} green[j, l] (dX_j dY_l^T) c_l
+
+with x0 the update without corrections and P_j = (dX_j dX_j^T + ridge)^-1. It has W * m unknowns and costs one
+matrix product of the stored vectors. The corrected outputs then go through the same fused scan as any other.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-RIDGE = 1e-6  # relative to the largest squared change kept; keeps parallel changes from cancelling
+from parasample.plan.table import AffineTable
+from parasample.plan.updates import UpdateRule
+
+RIDGE = 1e-6  # relative to the trace of dX dX^T; keeps nearly parallel changes from cancelling
+
+
+def green(table: AffineTable, rule: UpdateRule) -> Tensor:
+    """Effect on x[j] of adding one to y[l], float64 [T + 1, T]; zero for l >= j."""
+    steps = table.num_steps
+    state = torch.tensor(rule.state, dtype=torch.float64)
+    output = torch.tensor(rule.output, dtype=torch.float64)
+    effect = torch.zeros(steps + 1, steps, dtype=torch.float64)
+    for i in range(steps):
+        reach = min(table.depth, i) + 1
+        effect[i + 1] = state[i, :reach] @ effect[i - reach + 1 : i + 1].flip(0)
+        effect[i + 1, i - reach + 1 : i + 1] += output[i, :reach].flip(0)
+    return effect
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """New outputs [n, D] at states [n, D] of the pairs (steps, samples), both int64 [n]."""
+
+    steps: Tensor
+    samples: Tensor
+    states: Tensor
+    outputs: Tensor
 
 
 class SecantHistory:
-    """The last `memory` changes of every (step, sample): rings of shape [memory, T, B, D]."""
+    """The last `memory` changes of every (step, sample), [T, B, memory, D], and the outputs they correct."""
 
-    def __init__(self, outputs: Tensor, memory: int) -> None:
+    def __init__(self, outputs: Tensor, memory: int, green: Tensor, slope: Tensor) -> None:
         self.memory = memory
-        self.changes = outputs.new_zeros((memory, *outputs.shape))
-        self.defects = torch.zeros_like(self.changes)
-        self.counts = torch.zeros(outputs.shape[:2], dtype=torch.int64)
+        steps, batch, size = outputs.shape
+        self._changes = outputs.new_zeros((steps, batch, memory, size))
+        self._defects = torch.zeros_like(self._changes)
+        self._counts = torch.zeros(steps, batch, dtype=torch.int64, device=outputs.device)
+        self._green = green.to(outputs)
+        self._slope = slope
+        self.corrected = torch.zeros_like(outputs)
 
-    def learn(
-        self,
-        steps: Tensor,
-        samples: Tensor,
-        states: Tensor,
-        outputs: Tensor,
-        old_states: Tensor,
-        old_outputs: Tensor,
-        slope: Tensor,
-        known: list[int],
-    ) -> None:
-        """Take new evaluations `outputs` [n, D] at `states` [n, D]; rows above `known[sample]` had none before."""
-        again = [n for n, (s, b) in enumerate(zip(steps.tolist(), samples.tolist(), strict=True)) if s <= known[b]]
-        if not again:
-            return
-        pick = torch.tensor(again, device=steps.device)
-        steps, samples = steps[pick], samples[pick]
-        change = states[pick] - old_states[steps, samples]
-        defect = outputs[pick] - old_outputs[steps, samples] - slope[steps, None] * change
-        slot = self.counts[steps, samples] % self.memory
-        self.changes[slot, steps, samples] = change
-        self.defects[slot, steps, samples] = defect
-        self.counts[steps, samples] += 1
+    def learn(self, new: Evaluations, again: Tensor, anchors: Tensor, outputs: Tensor) -> None:
+        """Note how outputs changed since the last evaluation, kept in `anchors` and `outputs`.
 
-    def update(
-        self,
-        states: Tensor,
-        anchors: Tensor,
-        outputs: Tensor,
-        noise: Tensor | None,
-        state_coef: Tensor,
-        anchor_coef: Tensor,
-        output_coef: Tensor,
-        noise_coef: Tensor,
-        x0_coef: Tensor,
-        residual_scale: Tensor,
-        begin: Tensor,
-        hold: Tensor,
-        end: Tensor,
-    ) -> Tensor:
-        """As `parasample.kernels.picard_update`, with the secant term added to the outputs of evaluated rows."""
-        residual = states.new_full(states.shape[:2], torch.inf)
-        depth = state_coef.shape[1]
-        bounds = zip(begin.tolist(), hold.tolist(), end.tolist(), strict=True)
-        a, c, o, s = (t.tolist() for t in (state_coef, anchor_coef, output_coef, noise_coef))
-        u = x0_coef.tolist()
-        for b, (first, held, last) in enumerate(bounds):
-            held_x0 = None
-            if held >= 0:
-                held_x0 = u[held][0] * anchors[held, b] + u[held][1] * outputs[held, b]
-            rows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-            for i in range(max(first - depth + 1, 0), last):
-                x = states[i, b]
-                if i <= held:
-                    xa, y = anchors[i, b], outputs[i, b]
-                    kept = min(int(self.counts[i, b]), self.memory)
-                    if kept:
-                        y = y + self._correction(i, b, kept, x - xa)
-                else:
-                    held_value = held_x0 if held_x0 is not None else torch.zeros_like(x)
-                    xa, y = x, (held_value - u[i][0] * x) / u[i][1]
-                rows[i] = (x, xa, y)
-                if i < first:
-                    continue
-                new = torch.zeros_like(x)
-                for k in range(min(depth, i + 1)):
-                    if i - k in rows:
-                        xk, xak, yk = rows[i - k]
-                        new += a[i][k] * xk + c[i][k] * xak + o[i][k] * yk
-                if noise is not None and s[i] != 0:
-                    new += s[i] * noise[i, b]
-                residual[i + 1, b] = (new - anchors[i + 1, b]).square().sum() * residual_scale[i + 1]
-                states[i + 1, b] = new
-        return residual
+        `again` bool [n]: pairs that had been evaluated before; the others have nothing to compare with.
+        """
+        steps, samples = new.steps, new.samples
+        seen = again[:, None].to(anchors.dtype)
+        change = (new.states - anchors[steps, samples]) * seen
+        defect = (new.outputs - outputs[steps, samples]) * seen - self._slope[steps, None] * change
+        slot = self._counts[steps, samples] % self.memory
+        self._changes[steps, samples, slot] = change
+        self._defects[steps, samples, slot] = defect
+        self._counts[steps, samples] += again
 
-    def _correction(self, step: int, sample: int, kept: int, move: Tensor) -> Tensor:
-        changes = self.changes[:kept, step, sample]
-        gram = changes @ changes.T
-        ridge = RIDGE * gram.diagonal().max() + torch.finfo(gram.dtype).tiny
-        gram = gram + ridge * torch.eye(kept, dtype=gram.dtype, device=gram.device)
-        weights = torch.linalg.solve(gram, changes @ move)
-        return weights @ self.defects[:kept, step, sample]
+    def correct(self, states: Tensor, anchors: Tensor, outputs: Tensor, begins: list[int], holds: list[int]) -> Tensor:
+        """Outputs with secant corrections for rows begin..hold of each sample; `states` as updated without them."""
+        for sample, (begin, hold) in enumerate(zip(begins, holds, strict=True)):
+            if hold < begin:
+                continue
+            rows = slice(begin, hold + 1)
+            changes, defects = self._changes[rows, sample], self._defects[rows, sample]  # [W, m, D]
+            move = states[rows, sample] - anchors[rows, sample]
+            weights = self._solve(changes, defects, move, self._green[rows, rows])
+            self.corrected[rows, sample] = outputs[rows, sample] + torch.einsum("wm,wmd->wd", weights, defects)
+        return self.corrected
+
+    def _solve(self, changes: Tensor, defects: Tensor, move: Tensor, green: Tensor) -> Tensor:
+        """All c_j, [W, m]."""
+        window, memory, size = changes.shape
+        gram = changes @ changes.transpose(1, 2)  # [W, m, m]
+        ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(gram.dtype).tiny ** 0.5
+        gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+        inverse = torch.linalg.inv(gram)
+        projected = inverse @ changes  # P dX, [W, m, D]
+        right = (projected @ move[:, :, None]).reshape(-1)
+        coupling = projected.reshape(-1, size) @ defects.reshape(-1, size).T  # [W m, W m]
+        coupling = coupling.view(window, memory, window, memory) * green[:, None, :, None]
+        system = coupling.reshape(window * memory, -1).neg_()
+        system.diagonal().fill_(1.0)  # green[j, j] = 0: the system is lower triangular with unit diagonal
+        solved = torch.linalg.solve_triangular(system, right[:, None], upper=False, unitriangular=True)
+        return solved.view(window, memory)
