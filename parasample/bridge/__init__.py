@@ -1,1 +1,1 @@
-"""Where parasample meets diffusers: reading schedulers, wrapping pipelines. The only place that imports it."""
+"""Where parasample meets diffusers: reading schedulers, wrapping pipelines. The only importer of it."""

@@ -24,8 +24,15 @@ TIMESTEP_ARGUMENTS = ("timestep", "timesteps", "t")
 
 def takes_timestep(module: nn.Module) -> bool:
     """Whether a component is a denoiser (or a ControlNet): whether its forward takes a timestep."""
-    parameters = inspect.signature(type(module).forward).parameters
+    parameters = _forward_parameters(module)
     return any(name in parameters for name in TIMESTEP_ARGUMENTS)
+
+
+def _forward_parameters(module: nn.Module) -> list[str]:
+    compiled = getattr(
+        module, "_orig_mod", module
+    )  # `torch.compile` wraps a module in one that takes anything
+    return list(inspect.signature(type(compiled).forward).parameters)[1:]
 
 
 class RowSelector:
@@ -45,6 +52,8 @@ class RowSelector:
                 return leaf
             if rows == 1:
                 return leaf.expand(len(index), *leaf.shape[1:])
+            if leaf.is_inference():  # has no version, so that an edit in place would go unnoticed
+                return leaf.index_select(0, index)
             known = self._last.get(where)
             if known and known[0] is leaf and known[1] == leaf._version and torch.equal(known[2], index):
                 return known[3]
@@ -67,8 +76,10 @@ class CallSite:
         self.values: dict[str, Tensor] = {}
 
     def placeholder(self) -> Any:
-        """An output of the right structure for a step that needs no evaluation; its numbers are never used."""
-        return tree_map(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf, self.template)
+        """An output of the right structure for a step without evaluation; its numbers are never used."""
+        return tree_map(
+            lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf, self.template
+        )
 
 
 class WrappedDenoiser:
@@ -86,7 +97,7 @@ class WrappedDenoiser:
         self._current_run = current_run
         self._had_own_forward = "forward" in module.__dict__
         self._forward = module.forward
-        self._parameters = list(inspect.signature(type(module).forward).parameters)[1:]
+        self._parameters = _forward_parameters(module)
         self.latents_name = self._parameters[0]
         self.sites: list[CallSite] = []
         self._ordinal = 0
@@ -112,12 +123,17 @@ class WrappedDenoiser:
         traced = has_traced(call)
         if run is None or not run.active or (run.traced and not traced):
             return self._forward(*args, **kwargs)  # not a call of the loop
-        run.check_unchanged()
-        if run.solver is None:
-            return self._first_step(run, call, traced)
+        try:
+            return self._first_step(run, call) if run.solver is None else self._round(run, call)
+        except BaseException:
+            run.active = False  # the loop ends here; what is called next is no part of it
+            raise
+
+    def _round(self, run: PipelineRun, call: dict[str, Any]) -> Any:
         if self._ordinal >= len(self.sites):
             raise UnsupportedPipelineError(
-                f"{self.name}: step {run.row} calls it more often than the first step did; sample sequentially"
+                f"{self.name}: step {run.row} calls it more often than the first step did; sample "
+                "sequentially"
             )
         site = self.sites[self._ordinal]
         self._ordinal += 1
@@ -126,7 +142,7 @@ class WrappedDenoiser:
             return site.placeholder()
         return self._forward(**self._expand(run, site, call, part))
 
-    def _first_step(self, run: PipelineRun, call: dict[str, Any], traced: bool) -> Any:
+    def _first_step(self, run: PipelineRun, call: dict[str, Any]) -> Any:
         latents = call.get(self.latents_name)
         if not isinstance(latents, Tensor) or latents.ndim < 2:
             raise UnsupportedPipelineError(
@@ -152,7 +168,9 @@ class WrappedDenoiser:
 
     # ------------------------------------------------------------------ a round's arguments
 
-    def _expand(self, run: PipelineRun, site: CallSite, call: Mapping[str, Any], part: Share) -> dict[str, Any]:
+    def _expand(
+        self, run: PipelineRun, site: CallSite, call: Mapping[str, Any], part: Share
+    ) -> dict[str, Any]:
         batch = run.solver.batch if run.solver is not None else 1
         copies = site.rows // batch
         block = torch.arange(copies, device=part.samples.device)[:, None] * batch
@@ -175,7 +193,9 @@ class WrappedDenoiser:
         states = states.repeat(copies, *(1,) * (states.ndim - 1)) if copies > 1 else states
         if given.shape[1] == states.shape[1]:
             return states
-        extra = given[:, states.shape[1] :].index_select(0, index)  # masks, low-resolution images: conditioning
+        extra = given[:, states.shape[1] :].index_select(
+            0, index
+        )  # masks, low-resolution images: conditioning
         return torch.cat([states, extra], dim=1)
 
     def _at_steps(
@@ -189,13 +209,13 @@ class WrappedDenoiser:
             where = name + keystr(path)
             if where not in site.values:
                 with torch._C.DisableTorchFunctionSubclass():
-                    each = [leaf.replay(t) for t in run.timesteps]
+                    each = [leaf.replay(t) for t in run.timesteps.clone()]  # an operation may be in place
                 site.values[where] = torch.stack([v if v.ndim == 0 else v[0] for v in each])
                 seen = leaf.plain() if leaf.ndim == 0 else leaf.plain()[0]
                 if not torch.equal(site.values[where][run.row], seen):
                     raise UnsupportedPipelineError(
-                        f"{self.name}: argument {where!r} depends on more than the timestep, so that it is not "
-                        "known for steps ahead; sample this pipeline sequentially"
+                        f"{self.name}: argument {where!r} depends on more than the timestep, so that it is "
+                        "not known for steps ahead; sample this pipeline sequentially"
                     )
             values = site.values[where]
             return values[part.steps].repeat(copies, *(1,) * (values.ndim - 1))
@@ -208,8 +228,8 @@ class WrappedDenoiser:
         given = torch.as_tensor(value).reshape(-1)[0]
         if float(given) != here:
             raise UnsupportedPipelineError(
-                f"{self.name}: expected timestep {here:g} at step {run.row}, found {float(given):g}, computed "
-                "outside of torch; sample this pipeline sequentially"
+                f"{self.name}: expected timestep {here:g} at step {run.row}, found {float(given):g}, "
+                "computed outside of torch; sample this pipeline sequentially"
             )
         return run.timesteps[part.steps].to(given).repeat(copies)
 

@@ -26,9 +26,11 @@ def parallelize(pipe: Any, *methods: Picard) -> Handle:
     """Make every call of `pipe` sample in parallel until `handle.restore()`.
 
     Args:
-        pipe: a diffusers pipeline, or any object with a `scheduler` (diffusers' interface) and denoisers among its
+        pipe: a diffusers pipeline, or any object with a `scheduler` (diffusers' interface) and denoisers
+        among its
             attributes whose forward takes a timestep. It is called as before, with any arguments.
-        methods: `ps.Picard(...)`. Under `torchrun`, with `torch.distributed` initialised, the model evaluations of
+        methods: `ps.Picard(...)`. Under `torchrun`, with `torch.distributed` initialised, the model
+        evaluations of
             a round are shared by all ranks; every rank makes the same call and gets the same result.
 
     Returns:
@@ -36,7 +38,8 @@ def parallelize(pipe: Any, *methods: Picard) -> Handle:
 
     Raises:
         ConfigError: for methods that do not fit together, or a pipeline that is parallelized already.
-        UnsupportedPipelineError: when the pipeline or its scheduler cannot be sampled in parallel, with the reason.
+        UnsupportedPipelineError: when the pipeline or its scheduler cannot be sampled in parallel, with the
+        reason.
     """
     if len(methods) != 1 or not isinstance(methods[0], Picard):
         found = ", ".join(type(method).__name__ for method in methods) or "nothing"
@@ -54,8 +57,9 @@ class Handle:
         for method in ("set_timesteps", "step"):
             if not callable(getattr(scheduler, method, None)):
                 raise UnsupportedPipelineError(
-                    f"expected a pipeline with a diffusers scheduler, found {type(pipe).__name__} whose scheduler is "
-                    f"{type(scheduler).__name__}; pass a pipeline, or use ps.sample for a bare model"
+                    f"expected a pipeline with a diffusers scheduler, found {type(pipe).__name__} whose "
+                    f"scheduler is {type(scheduler).__name__}; pass a pipeline, or use ps.sample for a bare "
+                    "model"
                 )
         modules = {name: module for name, module in _components(pipe).items() if takes_timestep(module)}
         if not modules:
@@ -67,12 +71,13 @@ class Handle:
         self.pipe = pipe
         self.config = config
         self._scheduler = scheduler
-        self._scheduler_state = copy.deepcopy(scheduler.__dict__)
         self._run: PipelineRun | None = None
         self._stats = Stats()
         self._ranks = default_ranks()
         self._wrapped = wrap_scheduler(scheduler, self)
-        self._denoisers = [WrappedDenoiser(name, module, lambda: self._run) for name, module in modules.items()]
+        self._denoisers = [
+            WrappedDenoiser(name, module, self._current_run) for name, module in modules.items()
+        ]
         # Past the pipeline's __setattr__, which would rewrite its config with our class name.
         object.__setattr__(pipe, "scheduler", self._wrapped)
 
@@ -102,19 +107,21 @@ class Handle:
     def begin_run(self, scheduler: Any) -> None:
         """`set_timesteps` was called: a new call of the pipeline starts clean."""
         config = resolve_window(self.config, len(scheduler.timesteps))
-        self._run = PipelineRun(scheduler, config, self._denoisers, self._ranks, self._check_unchanged)
+        self._run = PipelineRun(scheduler, config, self._denoisers, self._ranks)
 
     @property
     def run(self) -> PipelineRun | None:
         return self._run
 
-    def _check_unchanged(self) -> None:
+    def _current_run(self) -> PipelineRun | None:
+        """The run a denoiser's call may belong to; refuses what would silently run sequentially."""
         found = getattr(self.pipe, "scheduler", None)
         if found is not self._wrapped:
             raise ConfigError(
                 f"the pipeline's scheduler was replaced by a {type(found).__name__} after parallelize; call "
                 "handle.restore(), set the scheduler, then parallelize again"
             )
+        return self._run
 
 
 def resolve_window(config: Picard, num_steps: int) -> Picard:
@@ -155,6 +162,9 @@ def wrap_scheduler(scheduler: Any, handle: Handle) -> Any:
 
     @functools.wraps(original.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        num_steps = args[0] if args else kwargs.get("num_inference_steps")
+        if isinstance(num_steps, int) and num_steps < 1:
+            raise ConfigError(f"num_inference_steps={num_steps} is below 1; pass at least 1")
         original.set_timesteps(self, *args, **kwargs)
         handle.begin_run(unwrapped_copy(self, original))
 
@@ -183,8 +193,7 @@ def wrap_scheduler(scheduler: Any, handle: Handle) -> Any:
             run = handle.run
             if run is None or not run.active or run.solver is None:
                 return original.scale_model_input(self, sample, *args, **kwargs)
-            scale = run.solver.table.input_scale[run.row]
-            return sample if scale == 1 else sample * scale
+            return run.scale_input(sample)
 
         names["scale_model_input"] = scale_model_input
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor
 
 from parasample.bridge.schedulers import ReadScheduler, read_scheduler
+from parasample.bridge.solver import make_solver
 from parasample.config import Picard
 from parasample.errors import ConfigError, UnsupportedPipelineError
-from parasample.bridge.solver import make_solver
 from parasample.runtime.picard import PicardSolver, Share
 from parasample.runtime.stats import Stats
 from parasample.runtime.transports import Ranks
@@ -28,9 +27,10 @@ class PipelineRun:
     """The loop's side of a `PicardSolver`.
 
     The pipeline's loop makes one iteration per step, as ever. An iteration whose next state is already final
-    costs nothing: the denoiser is not run. Otherwise the denoiser is given the round's states, the pipeline's own
-    guidance code works on that larger batch, and `step` closes the round; it always makes at least one more state
-    final. So callbacks, progress bars and `interrupt` see every step, in order, with its own latents.
+    costs nothing: the denoiser is not run. Otherwise the denoiser is given the round's states, the
+    pipeline's own guidance code works on that larger batch, and `step` closes the round; it always makes at
+    least one more state final. So callbacks, progress bars and `interrupt` see every step, in order, with
+    its own latents.
     """
 
     def __init__(
@@ -39,12 +39,10 @@ class PipelineRun:
         config: Picard,
         denoisers: list[WrappedDenoiser],
         ranks: Ranks,
-        check_unchanged: Callable[[], None],
     ) -> None:
         self.scheduler = scheduler  # an unwrapped copy, as set_timesteps left it
         self.config = config
         self.ranks = ranks
-        self.check_unchanged = check_unchanged
         self.active = True
         self.traced = False
         self.row = 0
@@ -55,7 +53,8 @@ class PipelineRun:
         self._denoisers = denoisers
         self._part: Share | None = None
         self._doubled = False
-        self._returned: tuple[weakref.ref[Tensor], int] | None = None
+        self._dtype = torch.float32  # of the latents
+        self._unscaled: Tensor | None = None  # what the loop gave scale_model_input in this iteration
         self._restarts = 0
         self._began_at = time.perf_counter()
         for denoiser in denoisers:
@@ -64,7 +63,7 @@ class PipelineRun:
     # ------------------------------------------------------------------ the denoiser's side
 
     def start(self, span: tuple[int, int] | None) -> None:
-        """The loop's first call to a denoiser; `span` is the part of the timesteps it runs over, where known."""
+        """The loop's first call to a denoiser; `span` is the part of the timesteps it runs over, if known."""
         if span is not None:
             self.traced = True
             self.first_index = span[0]
@@ -96,32 +95,45 @@ class PipelineRun:
     def _honour_changes(self, latents: Tensor) -> None:
         """Restart from this step if somebody (a callback, the pipeline) replaced the latents we returned."""
         assert self.solver is not None
-        if self._returned is not None:
-            returned, version = self._returned
-            kept = returned()
-            if kept is not None and kept._version == version:
-                return
         scale = self.solver.table.input_scale[self.row]
-        state = self.solver.state(self.row)
-        channels = state.shape[1]
-        given = latents[: self.solver.batch, :channels]
-        if torch.allclose(given, (state * scale).to(given.dtype), rtol=_rounding(given), atol=_rounding(given)):
+        state = self.solver.state(self.row).to(self._dtype)
+        given = latents[: self.solver.batch, : state.shape[1]]
+        expected = (state * scale).to(given.dtype)
+        # A few roundings apart is a pipeline that scales by other operations than we do.
+        rounding = 8 * torch.finfo(given.dtype).eps
+        if torch.equal(given, expected) or torch.allclose(given, expected, rtol=rounding, atol=rounding):
             return
+        replaced = given.to(self.solver.dtype) / scale
+        if self._unscaled is not None and self._unscaled.shape == latents.shape:
+            unscaled = self._unscaled[: self.solver.batch, : state.shape[1]]
+            if torch.equal((unscaled * scale).to(given.dtype), given):
+                replaced = unscaled  # to the last bit, which the division would lose
         self._restarts += 1
-        self.solver.restart(self.row, given.to(state.dtype) / scale)
+        self.solver.restart(self.row, replaced)
+
+    def scale_input(self, sample: Tensor) -> Tensor:
+        """The scheduler's `scale_model_input` at this step."""
+        assert self.solver is not None
+        self._unscaled = sample
+        scale = self.solver.table.input_scale[self.row]
+        return sample if scale == 1 else sample * scale
 
     # ------------------------------------------------------------------ the scheduler's side
 
-    def step(self, output: Tensor, timestep: Any, sample: Tensor, generator: Any, kwargs: Mapping[str, Any]) -> Tensor:
-        """Close this iteration's round, if it had one; the state after this step, shaped and typed as `sample`."""
+    def step(
+        self, output: Tensor, timestep: Any, sample: Tensor, generator: Any, kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """Close this iteration's round, if it had one; the state after this step, as `sample` is."""
         if self.solver is None:
             self._first_step(output, timestep, sample, generator, kwargs)
         elif self._part is not None:
             part, self._part = self._part, None
+            self._check_output(output, sample, len(part) * (2 if self._doubled else 1))
             self.solver.close_round(part, output[: len(part)] if self._doubled else output)
         elif not self.solver.finished(self.row + 1):
             raise UnsupportedPipelineError(
-                f"step {self.row} was taken without a call to a wrapped denoiser; sample this pipeline sequentially"
+                f"step {self.row} was taken without a call to a wrapped denoiser; sample this pipeline "
+                "sequentially"
             )
         for denoiser in self._denoisers:
             denoiser.new_step()
@@ -130,7 +142,7 @@ class PipelineRun:
         state = self.solver.state(self.row).to(sample.dtype)
         if self._doubled:
             state = torch.cat([state, state])
-        self._returned = (weakref.ref(state), state._version)
+        self._dtype, self._unscaled = sample.dtype, None
         if self.row == self.solver.num_steps:
             self.active = False
             self.stats.seconds = time.perf_counter() - self._began_at
@@ -141,17 +153,19 @@ class PipelineRun:
     ) -> None:
         if not any(denoiser.sites for denoiser in self._denoisers):
             raise UnsupportedPipelineError(
-                "the pipeline took a step without calling a denoiser that takes a timestep; sample it sequentially"
+                "the pipeline took a step without calling a denoiser that takes a timestep; sample it "
+                "sequentially"
             )
         if not self.traced:
             self._find_start(timestep)
+        self._check_output(output, sample, sample.shape[0])
         read = read_scheduler(self.scheduler, begin_index=self.first_index, step_kwargs=dict(kwargs))
         if read.table.num_steps > len(self.timesteps):
             read = replace(read, table=read.table.head(len(self.timesteps)))  # the loop stops early
         self._check_start(read, sample)
-        self.ranks.require_same("the starting latents", sample)
         half = sample.shape[0] // 2
-        # Pipelines that keep both guidance halves in the sample (DiT) have equal halves; they are solved once.
+        # Pipelines that keep both guidance halves in the sample (DiT) have equal halves; they are solved
+        # once.
         self._doubled = (
             sample.shape[0] % 2 == 0
             and torch.equal(sample[:half], sample[half:])
@@ -165,19 +179,29 @@ class PipelineRun:
         part = self.solver.open_round(start_only=True)
         self.solver.close_round(part, output[: len(part)])
 
+    def _check_output(self, output: Tensor, sample: Tensor, rows: int) -> None:
+        expected = (rows, *sample.shape[1:])
+        if tuple(output.shape) != expected:
+            raise UnsupportedPipelineError(
+                f"step {self.row}: expected a model output of shape {expected}, found "
+                f"{tuple(output.shape)}; the model must return one output of the latents' shape per input; "
+                "sample this pipeline sequentially"
+            )
+
     def _find_start(self, timestep: Any) -> None:
         value = float(timestep)
         matches = [i for i, t in enumerate(self.scheduler.timesteps.tolist()) if t == value]
         if not matches:
             raise UnsupportedPipelineError(
-                f"expected the first step at one of the scheduler's timesteps, found {value:g}; sample sequentially"
+                f"expected the first step at one of the scheduler's timesteps, found {value:g}; sample "
+                "sequentially"
             )
         self.first_index = matches[0]
         self.timesteps = self.scheduler.timesteps[self.first_index :]
         self._check_window()
 
     def _check_start(self, read: ReadScheduler, sample: Tensor) -> None:
-        """The first call must have been given the scaled latents, in blocks; otherwise we would swap the wrong thing."""
+        """The first call must have been given the scaled latents, in blocks, or we would swap others."""
         expected = sample * read.table.input_scale[0]
         for denoiser in self._denoisers:
             for site in denoiser.sites:
@@ -191,10 +215,10 @@ class PipelineRun:
                     fits = torch.allclose(given[:, : sample.shape[1]], tiled, rtol=rounding, atol=rounding)
                 if not fits:
                     raise UnsupportedPipelineError(
-                        f"{denoiser.name}: expected the scheduler's latents {tuple(sample.shape)} as first argument "
-                        f"(repeated for guidance), found something else of shape {tuple(given.shape)}: the pipeline "
-                        "changes the latents before the denoiser, so steps cannot be evaluated ahead; "
-                        "sample it sequentially"
+                        f"{denoiser.name}: expected the scheduler's latents {tuple(sample.shape)} as first "
+                        "argument (repeated for guidance), found something else of shape "
+                        f"{tuple(given.shape)}: the pipeline changes the latents before the denoiser, so "
+                        "steps cannot be evaluated ahead; sample it sequentially"
                     )
 
 

@@ -1,4 +1,4 @@
-"""`sample`: parallel sampling of a bare model and scheduler, for robot policies and models without a pipeline."""
+"""`sample`: parallel sampling of a bare model and scheduler, for models without a pipeline."""
 
 from __future__ import annotations
 
@@ -43,13 +43,15 @@ def sample(
     """Sample `model` with a diffusers scheduler, many steps at a time.
 
     Args:
-        model: `model(x, t, **model_kwargs)` gives the model output for inputs x [n, ...] and timesteps t [n]; a
+        model: `model(x, t, **model_kwargs)` gives the model output for inputs x [n, ...] and timesteps t
+        [n]; a
             tensor shaped as x, a tuple starting with one, or an object with `.sample`.
         scheduler: a diffusers scheduler; it is copied, not changed.
         x_T: the starting noise [B, ...], in the scheduler's scale (times `scheduler.init_noise_sigma`).
         method: `ps.Picard(...)`.
         num_inference_steps: steps; None uses the timesteps that the scheduler has been set to.
-        model_kwargs: conditioning; tensors with B rows are matched to their samples, others are passed as they are.
+        model_kwargs: conditioning; tensors with B rows are matched to their samples, others are passed as
+        they are.
         generator: for stochastic schedulers, one or one per sample; consumed as sequential sampling would.
         step_kwargs: further arguments of `scheduler.step`, such as `eta`.
 
@@ -60,7 +62,9 @@ def sample(
     if not isinstance(method, Picard):
         raise ConfigError(f"expected ps.Picard(...) as method, found {type(method).__name__}")
     if x_T.ndim < 2:
-        raise ConfigError(f"expected x_T of shape [batch, ...], found {tuple(x_T.shape)}; add a batch dimension")
+        raise ConfigError(
+            f"expected x_T of shape [batch, ...], found {tuple(x_T.shape)}; add a batch dimension"
+        )
     if isinstance(generator, list) and len(generator) != x_T.shape[0]:
         raise ConfigError(
             f"expected one generator or {x_T.shape[0]} (one per sample), found a list of {len(generator)}"
@@ -71,24 +75,29 @@ def sample(
         if num_inference_steps < 1:
             raise ConfigError(f"num_inference_steps={num_inference_steps} is below 1; pass at least 1")
         scheduler.set_timesteps(num_inference_steps, device=x_T.device)
-    if scheduler.num_inference_steps is None:
-        raise ConfigError("the scheduler has no timesteps; pass num_inference_steps or call set_timesteps first")
-    ranks = default_ranks()
-    ranks.require_same("x_T", x_T)
-    timesteps = scheduler.timesteps.to(x_T.device)
+    elif scheduler.num_inference_steps is None and not getattr(scheduler, "custom_timesteps", False):
+        raise ConfigError(
+            "the scheduler has no timesteps; pass num_inference_steps or call set_timesteps first"
+        )
+    first = (
+        getattr(scheduler, "begin_index", None) or 0
+    )  # set by `set_begin_index`, to start from a noised sample
+    timesteps = scheduler.timesteps[first:].to(x_T.device)
     method = resolve_window(method, len(timesteps))
     read = read_scheduler(scheduler, step_kwargs=dict(step_kwargs or {}))
     solver = make_solver(
-        read, scheduler, 0, x_T, x_T.shape[0], method, generator, dict(step_kwargs or {}), ranks
+        read, scheduler, first, x_T, x_T.shape[0], method, generator, dict(step_kwargs or {}), default_ranks()
     )
     selector, conditioning = RowSelector(), dict(model_kwargs or {})
     while not solver.done:
         part = solver.open_round()
         rows = {k: selector.select(k, v, x_T.shape[0], part.samples) for k, v in conditioning.items()}
-        output = _tensor(model(solver.model_inputs(part).to(x_T.dtype), timesteps[part.steps], **rows))
-        if output.shape[:1] != part.samples.shape:
+        inputs = solver.model_inputs(part).to(x_T.dtype)
+        output = _tensor(model(inputs, timesteps[part.steps], **rows))
+        if output.shape != inputs.shape:
             raise ConfigError(
-                f"expected model outputs with {len(part)} rows as the inputs had, found {tuple(output.shape)}"
+                f"expected a model output of shape {tuple(inputs.shape)}, as its input, found "
+                f"{tuple(output.shape)}; return one output per row, of the shape of x_T's rows"
             )
         solver.close_round(part, output)
     solver.stats.seconds = time.perf_counter() - began_at
@@ -96,6 +105,10 @@ def sample(
 
 
 def _tensor(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    return output[0] if isinstance(output, tuple) else output.sample
+    found = output[0] if isinstance(output, tuple) and output else getattr(output, "sample", output)
+    if not isinstance(found, Tensor):
+        raise ConfigError(
+            "expected the model to return a tensor, a tuple starting with one or an object with .sample, "
+            f"found {type(output).__name__}"
+        )
+    return found

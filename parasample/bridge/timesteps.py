@@ -1,9 +1,9 @@
 """Timesteps that remember what a pipeline does to them on their way to the denoiser.
 
-A pipeline loops `for i, t in enumerate(timesteps)` and hands the denoiser some function of t: t itself, t / 1000,
-a batch of copies in another dtype. A round evaluates many steps at once and needs that function at each of them.
-So the loop is given `TracedTimestep`s: tensors that record the operations applied to them, to be replayed for
-every other step.
+A pipeline loops `for i, t in enumerate(timesteps)` and hands the denoiser some function of t: t itself, t /
+1000, a batch of copies in another dtype. A round evaluates many steps at once and needs that function at
+each of them. So the loop is given `TracedTimestep`s: tensors that record the operations applied to them, to
+be replayed for every other step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class TracedTimestep(torch.Tensor):
     index: int  # position in scheduler.timesteps
 
     @staticmethod
-    def wrap(value: Tensor, replay: Callable[[Tensor], Any], span: tuple[int, int], index: int) -> TracedTimestep:
+    def wrap(
+        value: Tensor, replay: Callable[[Tensor], Any], span: tuple[int, int], index: int
+    ) -> TracedTimestep:
         traced = value.as_subclass(TracedTimestep)
         traced.replay, traced.span, traced.index = replay, span, index
         return traced
@@ -34,14 +36,20 @@ class TracedTimestep(torch.Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
         if not isinstance(result, Tensor) or func is torch.Tensor.as_subclass:
             return result
-        source = next(a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, TracedTimestep))
+        source = next(
+            a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, TracedTimestep)
+        )
 
         def replay(timestep: Tensor) -> Any:
             new_args, new_kwargs = tree_map(
@@ -53,7 +61,7 @@ class TracedTimestep(torch.Tensor):
 
 
 class TimestepSequence(torch.Tensor):
-    """A scheduler's `timesteps` (or a slice of them) whose iteration yields `TracedTimestep`s; else a plain tensor."""
+    """A scheduler's `timesteps` (or a slice) whose iteration yields `TracedTimestep`s; else plain."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     start: int

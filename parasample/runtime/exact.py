@@ -1,33 +1,43 @@
-"""Exact mode: finished states come from the scheduler's own step, so that they equal sequential sampling bit for bit.
+"""Exact mode: finished states are the scheduler's own, equal to sequential sampling bit for bit.
 
-The iteration only guesses where the trajectory goes. A state is final when the scheduler's own `step` made it from
-a model output that was evaluated at exactly the final state before it, in a call of the one batch size that every
-call of the run has. A guess that happens to be right to the last bit is final, too; others cost one round per step.
+The iteration only guesses where the trajectory goes. A state is final when the scheduler's own `step` made
+it from a model output that was evaluated at exactly the final state before it, in a call of the one batch
+size that every call of the run has. A guess that happens to be right to the last bit is final, too; others
+cost one round per step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from parasample.runtime.picard import PicardSolver, Share
 
-# (step, raw outputs [B, ...], states [B, ...]) -> next states [B, ...], by the scheduler's own step
-Commit = Callable[[int, Tensor, Tensor], Tensor]
-# (step, states [B, ...]) -> model inputs [B, ...], by the scheduler's own scale_model_input
-Scale = Callable[[int, Tensor], Tensor]
+
+class OwnSteps(Protocol):
+    """The scheduler's own steps, taken in order."""
+
+    def commit(self, step: int, output: Tensor, state: Tensor) -> Tensor:
+        """The next states [B, ...] from raw outputs [B, ...] at states [B, ...]."""
+        ...
+
+    def scale(self, step: int, state: Tensor) -> Tensor:
+        """Model inputs [B, ...] for states [B, ...], by the scheduler's own scale_model_input."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Undo the commits of `step` and of all after it."""
+        ...
 
 
 class ExactSolver(PicardSolver):
     """A `PicardSolver` whose samples advance together, by the scheduler's own arithmetic."""
 
-    def __init__(self, *args: Any, commit: Commit, scale: Scale, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, own: OwnSteps, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._commit = commit
-        self._scale = scale
+        self._own = own
         self._raw: dict[int, Tensor] = {}
 
     def _choose(self, start_only: bool) -> tuple[list[int], list[int]]:
@@ -37,7 +47,8 @@ class ExactSolver(PicardSolver):
         samples = [sample for sample in range(self.batch) for _ in rows]
         if start_only:
             return steps, samples
-        # Equal batch size in every call: repeat the last state up to the size of a whole window on every rank.
+        # Equal batch size in every call: repeat the last state up to the size of a whole window on every
+        # rank.
         size = -(-self.window // self.ranks.size) * self.ranks.size * self.batch
         missing = size - len(steps)
         return steps + steps[-1:] * missing, samples + samples[-1:] * missing
@@ -47,11 +58,13 @@ class ExactSolver(PicardSolver):
         begin = self.progress[0].begin
         first = part.steps == begin
         if self.input_scale is not None and bool(first.any()):
-            inputs[first] = self._scale(begin, self.state(begin)).to(inputs.dtype)[part.samples[first]]
+            inputs[first] = self._own.scale(begin, self.state(begin)).to(inputs.dtype)[part.samples[first]]
         return inputs
 
     def close_round(self, part: Share, raw_outputs: Tensor) -> None:
-        whole = self.ranks.all_gather(raw_outputs.reshape(len(part), -1))
+        mine = raw_outputs.reshape(len(part), -1)
+        whole = self.ranks.all_gather(mine)
+        self.stats.bytes_sent += mine.numel() * mine.element_size() * (self.ranks.size - 1)
         steps, samples = self._item_steps, self._item_samples
         self._raw = {}
         for position, (step, sample) in enumerate(zip(steps, samples, strict=True)):
@@ -71,8 +84,22 @@ class ExactSolver(PicardSolver):
         row = self.progress[0].begin
         while row in self._raw and torch.equal(self.states[row], self.anchors[row]):
             raw = self._raw[row].reshape(self.batch, *self._raw_shape)
-            self.states[row + 1] = self._commit(row, raw, self.state(row)).reshape(self.batch, -1).to(self.dtype)
+            self.states[row + 1] = (
+                self._own.commit(row, raw, self.state(row)).reshape(self.batch, -1).to(self.dtype)
+            )
+            self._require_finite(row)
             row += 1
         for progress in self.progress:
             progress.begin = row
             progress.hold = max(progress.hold, row - 1)
+
+    def _require_finite(self, step: int) -> None:
+        sums = self.states[step + 1].sum(dim=1).tolist()
+        for sample, value in enumerate(sums):
+            self._check_finite([value], step, sample, step)
+
+    def restart(self, row: int, state: Tensor) -> None:
+        """Replace the state before step `row`; the scheduler's own history goes back there, too."""
+        self._own.rewind(row)
+        self._raw = {}
+        super().restart(row, state)

@@ -1,4 +1,4 @@
-"""Unmodified diffusers pipelines with tiny random denoisers; prompts are given as embeddings, so nothing is fetched.
+"""Unmodified diffusers pipelines with tiny random denoisers; prompts are embeddings: nothing is fetched.
 
 `PIPELINES[name]()` gives the pipeline and the arguments of a call that returns latents or an image tensor.
 """
@@ -74,7 +74,9 @@ def stable_diffusion_img2img() -> tuple[Any, dict[str, Any]]:
 
 def stable_diffusion_xl() -> tuple[Any, dict[str, Any]]:
     unet = _unet(
-        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=8 + 6 * 4
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=8 + 6 * 4,
     )
     pipe = diffusers.StableDiffusionXLPipeline(
         vae=_vae(), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=unet,
