@@ -89,9 +89,6 @@ def read_scheduler(
             result = _read(scheduler, begin_index, begin, kwargs, dtype)
     except Unreadable as reason:
         raise UnsupportedPipelineError(_sentence(name, str(reason))) from reason
-    except Exception as error:  # a foreign step may raise anything; what it raised is the reason
-        raised = f"its step raised {type(error).__name__}: {error}"
-        raise UnsupportedPipelineError(_sentence(name, raised)) from error
     _cache.put(key, result)
     return result
 
@@ -107,7 +104,8 @@ def _begin(scheduler: Any, begin_index: int | None) -> int:
     if not hasattr(scheduler, "step") or not hasattr(scheduler, "timesteps"):
         raise UnsupportedPipelineError(_sentence(type(scheduler).__name__, "it has no step and timesteps"))
     total = 0 if scheduler.timesteps is None else len(scheduler.timesteps)
-    if total == 0 or getattr(scheduler, "num_inference_steps", total) is None:
+    custom = getattr(scheduler, "custom_timesteps", False)  # DDPM then leaves num_inference_steps at None
+    if total == 0 or (getattr(scheduler, "num_inference_steps", total) is None and not custom):
         raise ConfigError(f"{type(scheduler).__name__} has no timesteps yet; call its set_timesteps first")
     begin = begin_index if begin_index is not None else getattr(scheduler, "begin_index", None) or 0
     if not 0 <= begin < total:
@@ -152,8 +150,10 @@ def _tabulate(scheduler: Any, begin: int, probe: Probe) -> tuple[AffineTable, Cl
         bounds = probe.clip.bounds
         owner = working_copy(scheduler, None)
         clip = owner._threshold_sample if bounds is None else (lambda prediction: prediction.clamp(*bounds))
-        to_output = ClippedOutput(x0_state, x0_output, probe.weight, clip)
-        x0_state, x0_output = torch.zeros_like(x0_state), torch.ones_like(x0_output)
+        to_output = ClippedOutput(x0_state, x0_output, *probe.weights, clip)
+        # y is D, but where the weights cancel y is what clipping cuts off, and D is about x / alpha.
+        x0_state = torch.where(torch.stack(probe.weights).sum(dim=0) < 0.5, 1 / alpha[:-1], 0.0)
+        x0_output = torch.ones_like(x0_output)
     levels = _numbers(alpha), _numbers(sigma)
     table = AffineTable(
         timesteps=_numbers(scheduler.timesteps[begin:]),
