@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from parasample.kernels import picard_update
+
 # Relative tolerance per storage dtype: sums in another order (float32 and float64), one rounding when stored.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -88,7 +90,7 @@ def make_call(
 
 def plain_python(call: Call) -> tuple[list, list]:
     """New states [T+1][B][D] and residual [T+1][B], one float64 at a time, from the definition."""
-    x, xa, m = call.states.tolist(), call.anchors.tolist(), call.outputs.tolist()
+    x, xa, m = call.states.tolist(), call.anchors.tolist(), call.outputs.tolist()  # old values all
     z = None if call.noise is None else call.noise.tolist()
     A, C, M = call.state_coef.tolist(), call.anchor_coef.tolist(), call.output_coef.tolist()
     S, X0, scale = call.noise_coef.tolist(), call.x0_coef.tolist(), call.residual_scale.tolist()
@@ -116,17 +118,24 @@ def plain_python(call: Call) -> tuple[list, list]:
                 line[i + 1] = value
             for i in range(first + 1, last + 1):
                 x[i][b][d] = line[i]
-                residual[i][b] += scale[i] * (line[i] - xa_before(call, i, b, d)) ** 2
+                residual[i][b] += scale[i] * (line[i] - xa[i][b][d]) ** 2
     return x, residual
-
-
-def xa_before(call: Call, row: int, sample: int, element: int) -> float:
-    return float(call.anchors[row, sample, element])
 
 
 @pytest.fixture
 def random_call() -> Callable[..., Call]:
     return make_call
+
+
+@pytest.fixture
+def reference() -> Callable[[Call], tuple[Tensor, Tensor]]:
+    """(states, residual) of the reference; the call itself is left as it is."""
+
+    def run(call: Call) -> tuple[Tensor, Tensor]:
+        mine = call.clone()
+        return mine.states, picard_update(*mine.args(), face="reference")
+
+    return run
 
 
 @pytest.fixture

@@ -31,11 +31,6 @@ def run(call, face):  # -> (states, residual), and the call that was mutated
     return mine.states, picard_update(*mine.args(), face=face)
 
 
-def reference(call):
-    mine = call.clone()
-    return mine.states, picard_update(*mine.args(), face="reference")
-
-
 SHAPES = [  # W, B, D, K, dtype, outputs_dtype, noise, alias
     (1, 1, 1, 1, torch.float32, None, True, False),
     (1, 5, 63, 1, torch.float32, None, False, True),
@@ -79,7 +74,7 @@ def from_shape(random_call, shape, **more):
 
 @pytest.mark.parametrize("K", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("alias", [False, True])
-def test_reference_matches_definition(random_call, by_hand, assert_same, K, alias):
+def test_reference_matches_definition(random_call, by_hand, assert_same, K, alias, reference):
     for seed in range(4):
         call = random_call(W=6, B=4, D=3, K=K, dtype=torch.float64, alias=alias, seed=seed)
         states, residual = by_hand(call)
@@ -89,7 +84,7 @@ def test_reference_matches_definition(random_call, by_hand, assert_same, K, alia
 
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 @pytest.mark.parametrize("face", FACES)
-def test_matches_reference(random_call, assert_same, face, shape):
+def test_matches_reference(random_call, assert_same, face, shape, reference):
     for seed in range(1 if face == "triton" and INTERPRETED else 3):
         call = from_shape(random_call, shape, seed=seed)
         assert_same(run(call, face), reference(call))
@@ -97,14 +92,14 @@ def test_matches_reference(random_call, assert_same, face, shape):
 
 @pytest.mark.parametrize("shape", LARGE, ids=label)
 @pytest.mark.parametrize("face", [*FACES[:2], pytest.param("triton", marks=pytest.mark.gpu)])
-def test_matches_reference_large(random_call, assert_same, face, shape):
+def test_matches_reference_large(random_call, assert_same, face, shape, reference):
     call = from_shape(random_call, shape)
     assert_same(run(call, face), reference(call))
 
 
 @pytest.mark.parametrize("face", ["reference", *FACES])
 @pytest.mark.parametrize("K", [1, 3])
-def test_reads_only_what_is_defined(random_call, assert_same, face, K):
+def test_reads_only_what_is_defined(random_call, assert_same, face, K, reference):
     """NaN wherever nothing may be read: the result must not change."""
     call = random_call(W=9, B=4, D=21, K=K)
     call.begin, call.hold, call.end = (
@@ -190,7 +185,7 @@ def test_rows_outside_the_range_are_left(random_call, face):
 
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("alias", [False, True])
-def test_strided_rows_and_samples(random_call, assert_same, face, alias):
+def test_strided_rows_and_samples(random_call, assert_same, face, alias, reference):
     call = random_call(W=6, B=3, D=29, K=2, alias=alias)
     expected = reference(call)
     device = device_of(face)
@@ -211,7 +206,7 @@ def test_strided_rows_and_samples(random_call, assert_same, face, alias):
 
 
 @pytest.mark.parametrize("face", FACES)
-def test_inputs_strided_in_d_are_copied(random_call, assert_same, face):
+def test_inputs_strided_in_d_are_copied(random_call, assert_same, face, reference):
     call = random_call(W=4, B=2, D=11)
     expected = reference(call)
     mine = call.clone(device_of(face))
