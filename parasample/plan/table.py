@@ -102,7 +102,7 @@ class AffineTable:
         )
 
     def head(self, num_steps: int) -> AffineTable:
-        """The first `num_steps` steps, for a loop that stops early (the first half of a base and refiner pair).
+        """The first `num_steps` steps, for a loop that stops early (the base of a base and refiner).
 
         Raises:
             ConfigError: if `num_steps` is not in 1..T.

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parasample.bridge.schedulers.intercept import Intercept, Unreadable, working_copy
-from parasample.bridge.schedulers.probe import Clip, Probe, as_row, check_finite, scale_of, trim
+from parasample.bridge.schedulers.clipping import Clip, unit_weights
+from parasample.bridge.schedulers.intercept import Intercept, Unreadable, take_step, working_copy
+from parasample.bridge.schedulers.probe import Probe, as_row, check_finite, scale_of, trim
 
 # Orders above 3 are not published for these solvers; the corrector adds one column.
 _MAX_COLUMNS = 5
@@ -77,7 +78,7 @@ def probe_chain(scheduler: Any, begin_index: int | None, begin: int, step_kwargs
             state[of_state], state[of_output] = 1.0, 0.0
             state = state.reshape(shape)
             scales.append(scale_of(duplicate, unit(0), timestep))
-            result = duplicate.step(unit(of_output), timestep, state, **step_kwargs)
+            result = take_step(duplicate, unit(of_output), timestep, state, step_kwargs)
             rows.append(as_row(result.prev_sample, lanes))
     check_finite(rows[1:])
     if len(conversions) != steps:
@@ -100,7 +101,7 @@ def probe_chain(scheduler: Any, begin_index: int | None, begin: int, step_kwargs
         draws=tuple(dtype is not None for dtype in draws),
         noise_dtype=None if dtypes <= {torch.float64} else dtypes.pop(),
         x0=torch.stack((p, q)) if getattr(duplicate, "predict_x0", False) else None,
-        weight=torch.ones(steps, dtype=torch.float64),
+        weights=unit_weights(steps),
         clip=clip,
     )
 

@@ -8,7 +8,7 @@ other, so nothing is patched and another thread may sample meanwhile.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -76,3 +76,22 @@ def working_copy(scheduler: Any, begin_index: int | None) -> Any:
     if begin_index is not None and hasattr(duplicate, "_begin_index"):
         duplicate._begin_index = begin_index
     return duplicate
+
+
+def take_step(
+    scheduler: Any, output: Tensor, timestep: Tensor, state: Tensor, step_kwargs: Mapping[str, Any]
+) -> Any:
+    """One call of the scheduler's `step`; its result has `prev_sample`.
+
+    Raises:
+        Unreadable: for whatever a foreign step may raise, and for results of another kind.
+    """
+    try:
+        result = scheduler.step(output, timestep, state, **step_kwargs)
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise Unreadable(f"its step raised {type(error).__name__}: {error}") from error
+    if not isinstance(getattr(result, "prev_sample", None), Tensor):
+        raise Unreadable(f"its step returns {type(result).__name__}, which has no prev_sample")
+    return result

@@ -172,7 +172,7 @@ def _final_level(alpha: Tensor, sigma: Tensor, probe: Probe, x0: Tensor) -> Tens
         data = torch.where(used, (1 - p * alpha[steps]) / q, 0.0)
         noise = torch.where(used, -p * sigma[steps] / q, 0.0)
     else:
-        data, noise = torch.ones_like(output), torch.zeros_like(output)
+        data, noise = torch.stack(probe.weights).sum(dim=0)[steps], torch.zeros_like(output)
     final_alpha = (state * alpha[steps] + output * data).sum()
     carried = (state * sigma[steps] + output * noise).sum()
     final_sigma = torch.hypot(carried, probe.noise[last])

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parasample.bridge.schedulers.intercept import Intercept, Unreadable, working_copy
+from parasample.bridge.schedulers.clipping import Clip, rewrite_in_clipped, unit_weights
+from parasample.bridge.schedulers.intercept import Intercept, Unreadable, take_step, working_copy
 
 # History reaches back 12 steps in PNDM with Runge-Kutta start, the deepest there is. The slots beyond that
 # must stay empty: if they do not, the history is unbounded and has come round.
@@ -24,14 +25,6 @@ _MAX_COLUMNS = 13
 _STATE, _OUTPUT, _NOISE, _CLIPPED = range(4)
 # Coefficients below this fraction of a row's largest are rounding, not history.
 _NEGLIGIBLE = 1e-9
-
-
-@dataclass(frozen=True)
-class Clip:
-    """How the scheduler clips its data prediction: between two bounds, or (None) by its
-    `_threshold_sample`."""
-
-    bounds: tuple[Any, Any] | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class Probe:
         noise: [T] float64.
         draws, noise_dtype: see `NoiseSource`.
         x0: D = x0[0] x + x0[1] m, [2, T] float64, if the scheduler shows its data prediction; m is raw.
-        weight: [T] of `ClippedOutput`, all ones unless it clips.
+        weights: of clip(D) and of D in y, [T] each, see `ClippedOutput`; (1, 0) unless it clips.
         clip: None if it does not clip.
     """
 
@@ -56,7 +49,7 @@ class Probe:
     draws: tuple[bool, ...]
     noise_dtype: torch.dtype | None
     x0: Tensor | None
-    weight: Tensor
+    weights: tuple[Tensor, Tensor]
     clip: Clip | None
 
 
@@ -113,7 +106,7 @@ def probe_steps(scheduler: Any, begin_index: int | None, begin: int, step_kwargs
             recorder.begin_step(i)
             state = recorder.unit(_STATE)
             scales.append(scale_of(duplicate, state, timestep))
-            result = duplicate.step(recorder.unit(_OUTPUT), timestep, state, **step_kwargs)
+            result = take_step(duplicate, recorder.unit(_OUTPUT), timestep, state, step_kwargs)
             rows.append(as_row(result.prev_sample, lanes))
             predictions.append(getattr(result, "pred_original_sample", None))
             if i == _SLOTS - 1 and _comes_round(rows):
@@ -173,7 +166,7 @@ def _by_lag(rows: Tensor) -> Tensor:
 
 def _assemble(coefficients: Tensor, recorder: _Recorder, predictions: list[Any], scales: Tensor) -> Probe:
     state, output = coefficients[:, _STATE], coefficients[:, _OUTPUT]
-    weight = torch.ones(len(state), dtype=torch.float64)
+    weights = unit_weights(len(state))
     if recorder.clip is None:
         x0 = _read_x0(predictions)
     else:
@@ -182,7 +175,7 @@ def _assemble(coefficients: Tensor, recorder: _Recorder, predictions: list[Any],
             raise Unreadable(
                 "it clips something else than a data prediction made of this step's state and output"
             )
-        state, output, weight = _in_clipped(state, output, coefficients[:, _CLIPPED], x0)
+        state, output, weights = rewrite_in_clipped(state, output, coefficients[:, _CLIPPED], x0)
     state, output = trim(state, output)
     if state.shape[1] > _MAX_COLUMNS:
         raise Unreadable("its history is not bounded")
@@ -198,7 +191,7 @@ def _assemble(coefficients: Tensor, recorder: _Recorder, predictions: list[Any],
         draws=tuple(dtype is not None for dtype in recorder.draws),
         noise_dtype=None if follows else dtypes.pop(),
         x0=x0,
-        weight=weight,
+        weights=weights,
         clip=recorder.clip,
     )
 
@@ -213,21 +206,3 @@ def _read_x0(predictions: list[Any]) -> Tensor | None:
     if bool(history.any()) or bool(found[:, _CLIPPED].any()):
         return None
     return found[:, [_STATE, _OUTPUT], 0].T.contiguous()
-
-
-def _in_clipped(state: Tensor, output: Tensor, clipped: Tensor, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rewrite A x + B m + C clip(D) in y = w clip(D) + (1 - w) D, where D = p x + q m; all [T, _SLOTS].
-
-    B m = (B/q) (D - p x), so y's coefficient is C + B/q, the state's A - B p/q and w = C / (C + B/q).
-    """
-    steps = len(state)
-    origin = (torch.arange(steps)[:, None] - torch.arange(_SLOTS)).clamp(
-        min=0
-    )  # step whose vectors lag k holds
-    raw = torch.where(output == 0, 0.0, output / x0[1][origin])
-    joint = clipped + raw
-    weight = torch.where(raw[:, 0] == 0, 1.0, clipped[:, 0] / joint[:, 0])
-    mismatch = (clipped - weight[origin] * joint).abs() > 1e-6 * joint.abs().amax(dim=1, keepdim=True)
-    if bool(mismatch.any()):
-        raise Unreadable("it mixes clipped and unclipped predictions of earlier steps in varying proportions")
-    return state - raw * x0[0][origin], joint, weight

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parasample.bridge.schedulers.intercept import Unreadable, working_copy
+from parasample.bridge.schedulers.intercept import Unreadable, take_step, working_copy
 from parasample.bridge.schedulers.noise import NoiseSource
 from parasample.plan.table import AffineTable
 
@@ -108,7 +108,7 @@ def _run(
             scaled = scheduler.scale_model_input(states[-1], timestep)
             if not torch.allclose(scaled, table.input_scale[i] * states[-1], rtol=_STEP_TOLERANCE, atol=0.0):
                 raise Unreadable(f"its scale_model_input does more than multiply by a number, at step {i}")
-        states.append(scheduler.step(raw[i], timestep, states[-1], **extra).prev_sample)
+        states.append(take_step(scheduler, raw[i], timestep, states[-1], extra).prev_sample)
         draw = noise.draw(i, raw[i], ours)
         draws.append(torch.zeros(_SHAPE, dtype=dtype) if draw is None else draw.to(dtype))
     return torch.stack(states), raw, torch.stack(draws)
