@@ -1,0 +1,5 @@
+"""`parasample plan`: placeholder."""
+
+
+def add_parser(commands):
+    pass

@@ -1,0 +1,172 @@
+"""`parasample demo`: sample the shipped model one step at a time and in parallel, and compare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import parasample as ps
+from parasample.bridge.load import SAMPLERS, default_device, load_pipeline
+from parasample.cli.sampling import (
+    Case,
+    Sampled,
+    call_pipeline,
+    decode,
+    relative_rms,
+    sample_parallel,
+    sample_sequential,
+)
+from parasample.cli.text import add_common, device_name, progress, say, say_json, table, versions
+from parasample.models import demo_model_path
+
+EXAMPLE = 'example:\n  parasample demo --prompt "a sneaker" --prompt "a dress" --seed 3'
+PROMPTS = ("a sneaker", "a dress", "a bag", "an ankle boot")
+# The wide window pays where a batch costs little more than one call; 64 of 1000 steps is the paper's setting.
+CASES = (
+    Case("ddpm", 1000, ps.Picard(window=64)),
+    Case("ddim", 100, ps.Picard(window="full")),
+    Case("dpm++", 50, ps.Picard(window="full")),
+)
+TRAJECTORY = Case("ddim", 100, ps.Picard(window="full", record=True))
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command to the command line."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo", help="sample the shipped model both ways: table, pictures, trajectory", description=__doc__,
+        epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompt", action="append", help=f"repeat for several (default: {', '.join(PROMPTS)})"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="two prompts and a tenth of the steps")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sample, write the pictures and show the table."""
+    device = args.device or default_device()
+    pipe = load_pipeline(args.model or demo_model_path(), device)
+    prompts = args.prompt or list(PROMPTS[:2] if args.quick else PROMPTS)
+    cases = [case.for_steps(max(case.steps // 10, 10)) for case in CASES] if args.quick else list(CASES)
+    trajectory = TRAJECTORY.for_steps(20) if args.quick else TRAJECTORY
+    call_pipeline(pipe, prompts[:1], 2, args.guidance, [args.seed])  # the first call of a process is slow
+
+    total = 2 * len(prompts) * sum(case.steps for case in cases) + trajectory.steps
+    with progress(total, "demo") as bar:
+        results = [_both(pipe, case, prompts, args, bar) for case in cases]
+        bar.set_description("recording a trajectory")
+        recorded = sample_parallel(pipe, trajectory, prompts[:1], args.guidance, [args.seed], bar.update)
+    rows = [row for case, pair in zip(cases, results, strict=True) for row in _rows(case, *pair)]
+    report = {
+        "prompts": prompts, "seed": args.seed, "guidance": args.guidance, "device": device_name(device),
+        "versions": versions(), "rows": rows, "verdict": _verdict(rows),
+    }  # fmt: skip
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    from parasample.cli.pictures import images_figure, trajectory_figure
+
+    strips = [(row, decode(pipe, torch.cat([s.latents for s in samples]))) for row, samples in
+              zip(rows, [part for pair in results for part in pair], strict=True)]  # fmt: skip
+    images_figure(strips, prompts, args.output / "images.png")
+    assert recorded.stats is not None
+    trajectory_figure(
+        pipe, recorded.stats, recorded.latents.shape, trajectory, prompts[0], args.output / "trajectory.png"
+    )
+    (args.output / "table.json").write_text(json.dumps(report, indent=2) + "\n")
+    if args.json:
+        say_json(report)
+    else:
+        _show(report, args.output)
+    return 0
+
+
+def _both(
+    pipe: Any, case: Case, prompts: list[str], args: argparse.Namespace, bar: tqdm
+) -> tuple[list[Sampled], list[Sampled]]:
+    """Every prompt by itself, sequentially and in parallel: what one user waits for one picture."""
+    found = []
+    for name, sampler in (("sequential", sample_sequential), ("parallel", sample_parallel)):
+        bar.set_description(f"{SAMPLERS[case.sampler][0]} {case.steps}, {name}")
+        found.append(
+            [
+                sampler(pipe, case, [prompt], args.guidance, [args.seed + index], bar.update)
+                for index, prompt in enumerate(prompts)
+            ]
+        )
+    return found[0], found[1]
+
+
+def _rows(case: Case, sequential: list[Sampled], parallel: list[Sampled]) -> list[dict[str, Any]]:
+    """Both rows of the table for one case: medians over the prompts."""
+    errors = [float(relative_rms(p.latents, s.latents)) for p, s in zip(parallel, sequential, strict=True)]
+    baseline = statistics.median(s.seconds for s in sequential)
+    rows = []
+    for method, samples in (("sequential", sequential), ("parallel", parallel)):
+        seconds = statistics.median(s.seconds for s in samples)
+        rows.append(
+            {
+                "sampler": SAMPLERS[case.sampler][0], "steps": case.steps, "method": method,
+                "window": case.method.window if method == "parallel" else 1,
+                "rounds": statistics.median(s.rounds for s in samples),
+                "evaluations": statistics.median(s.evaluations for s in samples),
+                "seconds": seconds, "speedup": baseline / seconds,
+                "rms": statistics.median(errors) if method == "parallel" else 0.0,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _verdict(rows: list[dict[str, Any]]) -> str:
+    """One honest line: what the device charges for a batch, and what that makes of the rounds."""
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))
+    sequential, parallel = max(pairs, key=lambda pair: pair[0]["rounds"] / pair[1]["rounds"])
+    one = sequential["seconds"] / sequential["evaluations"]
+    states = parallel["evaluations"] / parallel["rounds"]
+    price = parallel["seconds"] / parallel["rounds"] / one
+    fewer = sequential["rounds"] / parallel["rounds"]
+    return (
+        f"{sequential['sampler']} {sequential['steps']} needs {fewer:.0f}x fewer rounds, with "
+        f"{parallel['evaluations'] / sequential['evaluations']:.1f}x the evaluations. On this device a round of "
+        f"{states:.0f} states costs {price:.1f}x one step, so it runs {parallel['speedup']:.2g}x as fast; where a "
+        f"round costs no more than a step (a GPU that one step leaves mostly idle, or several GPUs) the same rounds "
+        f"would run {fewer:.0f}x as fast."
+    )
+
+
+def _show(report: dict[str, Any], output: Path) -> None:
+    headers = ("sampler", "method", "window", "rounds", "evaluations", "seconds", "speedup", "RMS error")
+    lines = []
+    for row in report["rows"]:
+        lines.append(
+            (
+                f"{row['sampler']} {row['steps']}", row["method"], str(row["window"]), f"{row['rounds']:g}",
+                f"{row['evaluations']:g}", f"{row['seconds']:.2f}", f"{row['speedup']:.2f}x",
+                f"{row['rms']:.1e}" if row["method"] == "parallel" else "-",
+            )
+        )  # fmt: skip
+    say(table(headers, lines, left=2))
+    say()
+    count = len(report["prompts"])
+    say(f"One picture at a time, medians over {count} prompts; {report['device']}; RMS error of the final latents "
+        "against sequential sampling, in units of their standard deviation.", wrap=True)  # fmt: skip
+    say()
+    say(report["verdict"], wrap=True)
+    say()
+    say(f"Wrote {output / 'images.png'}, {output / 'trajectory.png'} and {output / 'table.json'}.")
+
+
+__all__ = ["add_parser", "run"]
