@@ -80,7 +80,7 @@ def rewrite_in_clipped(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Rewrite A x + B m + C clip(D) in y = w clip(D) + u D, where D = p x + q m; all [T, n], by lag.
 
-    B m = (B/q) (D - p x), so the state's coefficient becomes A - B p/q, and C + B/q is left for y if w + u = 1.
+    B m = (B/q) (D - p x), so the state's coefficient becomes A - B p/q, and C + B/q is left for y: w + u = 1.
     Where that sum vanishes (DDIM ending at the level it is at, x' = x + alpha (clip(D) - D)), y is given C
     instead, and w = 1.
 
