@@ -49,7 +49,7 @@ typecheck: build  ## mypy over parasample with kernels in its installed place
 	cd build/typecheck && mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p parasample
 
 bench: build  ## time the kernels against the eager chain (checked for correctness first)
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python benchmarks/kernels.py
 
 clean:  ## remove what the build made; keeps .venv
 	rm -rf build dist *.egg-info kernels/_native .pytest_cache .mypy_cache .ruff_cache $(VENV)/.build-stamp

@@ -85,11 +85,14 @@ void load_row(Real* __restrict to, const void* from, DType dtype, int64_t offset
       const uint16_t* source = static_cast<const uint16_t*>(from) + offset;
       int64_t j = 0;
 #if defined(__F16C__)
-      float eight[8];
       for (; j + 8 <= count; j += 8) {
-        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + j));
-        _mm256_storeu_ps(eight, _mm256_cvtph_ps(halves));
-        for (int lane = 0; lane < 8; ++lane) to[j + lane] = Real(eight[lane]);
+        const __m256 eight = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + j)));
+        if constexpr (sizeof(Real) == sizeof(float)) {
+          _mm256_storeu_ps(to + j, eight);
+        } else {
+          _mm256_storeu_pd(to + j, _mm256_cvtps_pd(_mm256_castps256_ps128(eight)));
+          _mm256_storeu_pd(to + j + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(eight, 1)));
+        }
       }
 #endif
       for (; j < count; ++j) to[j] = Real(half_to_float(source[j]));
