@@ -189,3 +189,40 @@ def plan_figure(predictions: list[Prediction], best: Prediction, title: str, dev
             axes.spines[side].set_visible(False)
         figure.savefig(path, dpi=160)
         plt.close(figure)
+
+
+def fidelity_figure(rows: list[dict[str, Any]], steps: int, title: str, path: Path) -> None:
+    """Write RMS and Frechet distance over rounds for our rows, the published rule and fewer steps."""
+    looks = {"ours": (ACCENT, "o"), "published": ("#3b7dd8", "s"), "fewer steps": (INK, "^")}
+    names = {"ours": "parasample", "published": "published rule", "fewer steps": "fewer sequential steps"}
+    floor = next((row for row in rows if row["label"] == "sequential, other seeds"), None)
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.2))
+        figure.subplots_adjust(left=0.08, right=0.97, top=0.76, bottom=0.14, wspace=0.24)
+        figure.text(0.08, 0.925, title, fontsize=13, weight="bold")
+        figure.text(
+            0.08, 0.865, f"against {steps} sequential steps; lower left is better", fontsize=9, color=FAINT
+        )
+        fields = {"rms": "RMS error of final latents", "frechet": "Frechet distance of features"}
+        for axes, (field, label) in zip(panels, fields.items(), strict=True):
+            for name, (colour, marker) in looks.items():
+                points = sorted(
+                    (row["rounds"], max(row[field], 1e-5)) for row in rows if row["label"] == name
+                )
+                axes.plot(
+                    *zip(*points, strict=True), color=colour, marker=marker, ms=5, lw=1.5, label=names[name]
+                )
+            if field == "frechet" and floor is not None:
+                axes.axhline(max(floor[field], 1e-5), color=FAINT, lw=1, ls=(0, (4, 3)))
+                axes.annotate("other seeds", (1, max(floor[field], 1e-5)), (-2, 4), xycoords=("axes fraction", "data"),
+                              textcoords="offset points", fontsize=8.5, color=FAINT, ha="right")  # fmt: skip
+            axes.set_yscale("log")
+            axes.set_title(label, fontsize=9.5, loc="left", pad=8)
+            axes.set_xlabel("rounds (median)", fontsize=9.5)
+            axes.tick_params(labelsize=9, length=0, pad=5)
+            axes.grid(axis="y", color="#ececf0", lw=0.8)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        panels[0].legend(frameon=False, fontsize=9)
+        figure.savefig(path, dpi=160)
+        plt.close(figure)

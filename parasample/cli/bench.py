@@ -1,5 +1,0 @@
-"""`parasample plan`: placeholder."""
-
-
-def add_parser(commands):
-    pass
