@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parasample.bridge.auto import travel
 from parasample.bridge.pipeline import Handle, parallelize
 from parasample.config import Picard
 from parasample.plan.cost import CostCurve
 from parasample.plan.rounds import Pilot, Profile, fit_profile
 from parasample.plan.table import AffineTable
-from parasample.runtime.picard import PicardSolver
 
 Call = Callable[[], object]
 """Makes one call of the pipeline that is measured, always with the same arguments and seed."""
@@ -127,16 +127,8 @@ def record_pilot(pipe: Any, call: Call, window: int, tolerance: float) -> tuple[
     table = solver.table
     alpha = torch.tensor(table.alpha).clamp(min=1e-3)  # [T + 1]
     errors = (states - states[-1]).float().square().mean(dim=-1).sqrt() / alpha
-    pilot = Pilot(window, tolerance, _rows(errors), _rows(residuals), _rows(_travel(solver)))
+    pilot = Pilot(window, tolerance, _rows(errors), _rows(residuals), _rows(travel(solver)))
     return pilot, table, stats.seconds
-
-
-def _travel(solver: PicardSolver) -> Tensor:
-    """RMS distances of the data predictions of any two rows of a finished run, [T, T]."""
-    states = solver.anchors[:-1, 0].float()
-    outputs = solver.outputs[:, 0].float()
-    predictions = solver.x0_coef[:, :1].float() * states + solver.x0_coef[:, 1:].float() * outputs
-    return torch.cdist(predictions, predictions).cpu() / predictions.shape[1] ** 0.5
 
 
 def _rows(tensor: Tensor) -> tuple[tuple[float, ...], ...]:

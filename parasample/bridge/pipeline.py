@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from parasample.bridge.auto import WindowChooser
 from parasample.bridge.denoiser import WrappedDenoiser, takes_timestep
 from parasample.bridge.run import PipelineRun, unwrapped_copy
 from parasample.bridge.schedulers import read_scheduler
@@ -74,6 +75,7 @@ class Handle:
         self._run: PipelineRun | None = None
         self._stats = Stats()
         self._ranks = default_ranks()
+        self._chooser = WindowChooser()
         self._wrapped = wrap_scheduler(scheduler, self)
         self._denoisers = [
             WrappedDenoiser(name, module, self._current_run) for name, module in modules.items()
@@ -106,8 +108,9 @@ class Handle:
 
     def begin_run(self, scheduler: Any) -> None:
         """`set_timesteps` was called: a new call of the pipeline starts clean."""
-        config = resolve_window(self.config, len(scheduler.timesteps))
-        self._run = PipelineRun(scheduler, config, self._denoisers, self._ranks)
+        if self._run is not None and self._run.solver is not None:
+            self._chooser.observe(self._run.solver)
+        self._run = PipelineRun(scheduler, self.config, self._denoisers, self._ranks, self._chooser)
 
     @property
     def run(self) -> PipelineRun | None:
@@ -122,11 +125,6 @@ class Handle:
                 "handle.restore(), set the scheduler, then parallelize again"
             )
         return self._run
-
-
-def resolve_window(config: Picard, num_steps: int) -> Picard:
-    """`config` with window="auto" replaced by a number of steps."""
-    return config
 
 
 def _components(pipe: Any) -> dict[str, nn.Module]:

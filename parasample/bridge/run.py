@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from parasample.bridge.auto import WindowChooser, resolve_window
 from parasample.bridge.schedulers import ReadScheduler, read_scheduler
 from parasample.bridge.solver import make_solver
 from parasample.config import Picard
@@ -39,9 +40,10 @@ class PipelineRun:
         config: Picard,
         denoisers: list[WrappedDenoiser],
         ranks: Ranks,
+        chooser: WindowChooser | None = None,
     ) -> None:
         self.scheduler = scheduler  # an unwrapped copy, as set_timesteps left it
-        self.config = config
+        self.config = self._asked = config
         self.ranks = ranks
         self.active = True
         self.traced = False
@@ -51,6 +53,7 @@ class PipelineRun:
         self.solver: PicardSolver | None = None
         self.stats = Stats()
         self._denoisers = denoisers
+        self._chooser = chooser
         self._part: Share | None = None
         self._doubled = False
         self._dtype = torch.float32  # of the latents
@@ -73,6 +76,7 @@ class PipelineRun:
     def _check_window(self) -> None:
         if len(self.timesteps) == 0:
             raise ConfigError("num_inference_steps gave no timesteps; pass at least 1")
+        self.config = resolve_window(self._asked, len(self.timesteps), self._chooser, self.ranks)
         self.config.window_for(len(self.timesteps))
 
     @property

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parasample.bridge.auto import chooser_for, resolve_window
 from parasample.bridge.denoiser import RowSelector
-from parasample.bridge.pipeline import resolve_window
 from parasample.bridge.schedulers import read_scheduler
 from parasample.bridge.solver import make_solver
 from parasample.config import Picard
@@ -83,10 +83,11 @@ def sample(
         getattr(scheduler, "begin_index", None) or 0
     )  # set by `set_begin_index`, to start from a noised sample
     timesteps = scheduler.timesteps[first:].to(x_T.device)
-    method = resolve_window(method, len(timesteps))
+    ranks, chooser = default_ranks(), chooser_for(model, scheduler, x_T)
+    asked, method = method, resolve_window(method, len(timesteps), chooser, ranks)
     read = read_scheduler(scheduler, step_kwargs=dict(step_kwargs or {}))
     solver = make_solver(
-        read, scheduler, first, x_T, x_T.shape[0], method, generator, dict(step_kwargs or {}), default_ranks()
+        read, scheduler, first, x_T, x_T.shape[0], method, generator, dict(step_kwargs or {}), ranks
     )
     selector, conditioning = RowSelector(), dict(model_kwargs or {})
     while not solver.done:
@@ -101,6 +102,8 @@ def sample(
             )
         solver.close_round(part, output)
     solver.stats.seconds = time.perf_counter() - began_at
+    if asked.window == "auto":
+        chooser.observe(solver)
     return Solution(solver.state(solver.num_steps).to(x_T.dtype), solver.stats)
 
 

@@ -214,3 +214,20 @@ def _scan(
 def _moved(before: float, after: float) -> float:
     """How far a state moved, from its error before and after: their directions are nearly unrelated."""
     return math.sqrt(before * before + after * after)
+
+
+def uniform_profile(table: AffineTable, travel: Sequence[Sequence[float]], prior_variance: float) -> Profile:
+    """A profile whose contraction is 1 everywhere, to be scaled to what a run took (`fit_scale`)."""
+    keep, gain, slope = error_coefficients(table, prior_variance)
+    ones = ((1.0,) * table.num_steps,)
+    return Profile(keep, gain, slope, ones, tuple(map(tuple, travel)))
+
+
+def fit_scale(profile: Profile, window: int, tolerance: float, rounds: int, evaluations: float) -> Profile:
+    """The profile scaled such that a simulated run takes about as many rounds and evaluations as a real one did."""
+
+    def mismatch(factor: float) -> float:
+        found = simulate(profile.scaled(factor), window, tolerance)
+        return abs(math.log(len(found) / rounds)) + abs(math.log(sum(found) / evaluations))
+
+    return profile.scaled(min((index / 20 for index in range(31)), key=mismatch))
