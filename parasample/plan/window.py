@@ -56,6 +56,12 @@ class SampleProgress:
         while self.begin <= self.hold and self._error[self.begin] <= 1.0:
             self.begin += 1
 
+    def finish(self, row: int) -> None:
+        """Rows before `row` are final, and the state at `row` was replaced by its final value."""
+        self.begin = row
+        self.hold = max(self.hold, row - 1)
+        self._error[row] = math.inf
+
     def restart(self, row: int) -> None:
         """Forget everything from `row` on: its state was replaced from outside."""
         self.begin = row

@@ -90,8 +90,7 @@ class ExactSolver(PicardSolver):
             self._require_finite(row)
             row += 1
         for progress in self.progress:
-            progress.begin = row
-            progress.hold = max(progress.hold, row - 1)
+            progress.finish(row)
 
     def _require_finite(self, step: int) -> None:
         sums = self.states[step + 1].sum(dim=1).tolist()

@@ -41,7 +41,7 @@ def step_arguments(name: str) -> dict[str, Any]:
     return dict(SCHEDULERS[name][1])
 
 
-def mixture_epsilon(x: Tensor, t: Tensor, spread: float = 0.3, **unused: Any) -> Tensor:
+def mixture_epsilon(x: Tensor, t: Tensor, spread: float | Tensor = 0.3) -> Tensor:
     """The noise prediction for data that is +1 or -1, each blurred by `spread`, under a cosine schedule.
 
     Element by element, so that a row's result does not depend on the batch it is in. x [n, ...], t [n] in
