@@ -93,10 +93,17 @@ class CMakeBuild(build_ext):
             else Path(self.build_lib, "parasample", "kernels")
         )
         target = package / "_native"
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        for library in sorted((folder / "lib").glob("libparasample_*.so")):
-            shutil.copy2(library, target)
+        target.mkdir(parents=True, exist_ok=True)
+        built = {library.name: library for library in (folder / "lib").glob("libparasample_*.so")}
+        if not cuda:
+            built.pop("libparasample_ops_cuda.so", None)  # left from an earlier build with CUDA
+        for name, library in built.items():
+            # Replaced in one move: a process that has the old library loaded keeps it whole.
+            shutil.copy2(library, target / f"{name}.new")
+            os.replace(target / f"{name}.new", target / name)
+        for stale in target.glob("*.so"):
+            if stale.name not in built:
+                stale.unlink()
 
     def get_outputs(self) -> list[str]:
         return [str(path) for path in Path(self.build_lib, "parasample", "kernels", "_native").glob("*.so")]
