@@ -44,12 +44,12 @@ class Picard:
     """
 
     window: int | Literal["full", "auto"] = "auto"
-    tolerance: float = 0.02
+    tolerance: float = 0.015
     update: Update = "secant"
     stopping: Stopping = "x0"
     states_per_round: int | None = None
-    prior_variance: float = 0.5
-    memory: int = 4
+    prior_variance: float = 1.0
+    memory: int = 2
     exact: bool = False
     record: bool = False
 

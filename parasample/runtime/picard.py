@@ -99,8 +99,6 @@ class PicardSolver:
         self.stats = Stats(num_steps=self.num_steps, batch=self.batch)
         self._items: tuple[Tensor, Tensor] | None = None
         self._opened_at = time.perf_counter()
-        if config.update != "published":
-            self._guess()
 
     def _load_coefficients(self, size: int) -> None:
         table, config = self.table, self.config
@@ -162,7 +160,10 @@ class PicardSolver:
         for sample, progress in enumerate(self.progress):
             if progress.done:
                 continue
-            rows = progress.choose(self.window, 1 if start_only else limit, threshold)
+            # Before anything is known of a trajectory, its start alone is worth an evaluation: the others would
+            # be guesses, and evaluating them saved a third of a round for a tenth more evaluations.
+            fresh = progress.hold < 0 and not whole
+            rows = progress.choose(self.window, 1 if fresh or start_only else limit, threshold)
             steps += rows
             samples += [sample] * len(rows)
         return steps, samples
@@ -209,12 +210,6 @@ class PicardSolver:
                 progress.evaluated(rows)
         self._update()
         self._items = None
-
-    def _guess(self) -> None:
-        """Fill the first window as if all data were zero, its mean: the noise of the start, scaled down."""
-        self._prepare_noise(self.window)
-        rows = torch.tensor([[0], [-1], [self.window]], device=self.device).repeat(1, self.batch)
-        self._scan(self.outputs, rows[0], rows[1], rows[2])
 
     def _scan(self, outputs: Tensor, begin: Tensor, hold: Tensor, end: Tensor) -> Tensor:
         return picard_update(
