@@ -1,4 +1,4 @@
-"""window="auto": choose from what earlier calls of the same pipeline cost, without measuring anything extra."""
+"""window="auto": choose from what earlier calls of the same pipeline cost, without extra measurements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ COLD_ROUNDS = 2
 class WindowChooser:
     """Chooses windows for one pipeline (or model) from the calls it has seen.
 
-    The first call has a window of at most 32 and is observed: how long rounds of different sizes took, and how
+    The first call has a window of at most 32 and is observed: how long rounds of different sizes took, and
+    how
     many rounds the window needed. From then on the window predicted to be the fastest is used; window 1 where
     sequential sampling is. Nothing is evaluated for the sake of measuring.
     """
@@ -73,7 +74,7 @@ class WindowChooser:
         fastest = min(found[1:], key=lambda prediction: prediction.seconds)
         if best.window == 1:
             logger.info(
-                'window="auto" samples %d steps sequentially: about %.3g s, against %.3g s with the best window, %d, '
+                'window="auto" samples %d steps sequentially: about %.3g s, against %.3g s with window %d, '
                 "because a round of many states costs nearly as much as its states one by one here",
                 steps, sequential.seconds, fastest.seconds, fastest.window,
             )  # fmt: skip
@@ -110,7 +111,7 @@ _CHOOSERS: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], WindowChooser]] 
 
 
 def chooser_for(model: Any, scheduler: Any, start: Tensor) -> WindowChooser:
-    """The chooser of a bare model with this kind of scheduler and batch; a new one for models without identity."""
+    """The chooser of a bare model with this kind of scheduler and batch; new for models without identity."""
     key = (type(scheduler), tuple(start.shape), start.dtype, start.device)
     try:
         return _CHOOSERS.setdefault(model, {}).setdefault(key, WindowChooser())

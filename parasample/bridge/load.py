@@ -29,7 +29,7 @@ SAMPLERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def load_pipeline(folder: str | Path, device: str | None = None, dtype: torch.dtype | None = None) -> Any:
-    """The diffusers pipeline in `folder`, quiet, on `device` (the first CUDA device if there is one, else the CPU).
+    """The diffusers pipeline in `folder`, quiet, on `device` (a CUDA device if there is one, else the CPU).
 
     Raises:
         ConfigError: when the folder holds no pipeline.
@@ -37,7 +37,8 @@ def load_pipeline(folder: str | Path, device: str | None = None, dtype: torch.dt
     path = Path(folder)
     if not (path / "model_index.json").is_file():
         raise ConfigError(
-            f"found no diffusers pipeline in {path} (no model_index.json); pass the folder that save_pretrained wrote"
+            f"found no diffusers pipeline in {path} (no model_index.json); pass the folder that "
+            f"save_pretrained wrote"
         )
     diffusers_logging.disable_progress_bar()
     logging.getLogger("diffusers").setLevel(logging.ERROR)

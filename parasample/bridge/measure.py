@@ -1,7 +1,7 @@
 """Measure a pipeline: what a round costs by its size, what a sequential step costs, how its errors shrink.
 
-Everything is measured on the real thing: the pipeline's own loop, guidance and scheduler included. A measurement
-starts a normal call and ends it from inside as soon as enough rounds have been seen.
+Everything is measured on the real thing: the pipeline's own loop, guidance and scheduler included. A
+measurement starts a normal call and ends it from inside as soon as enough rounds have been seen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from parasample.bridge.auto import travel
 from parasample.bridge.pipeline import Handle, parallelize
 from parasample.config import Picard
 from parasample.plan.cost import CostCurve
-from parasample.plan.rounds import Pilot, Profile, fit_profile
+from parasample.plan.rounds import Pilot, Profile, fit_profile, fit_scale
 from parasample.plan.table import AffineTable
 
 Call = Callable[[], object]
@@ -86,7 +86,7 @@ def _after_steps(scheduler: Any, action: Callable[[], None]) -> Iterator[None]:
 
 
 def measure_sequential_step(pipe: Any, call: Call, steps: int = 8) -> float:
-    """Seconds of one step of the unchanged pipeline: the median distance between its calls of `scheduler.step`."""
+    """Seconds of one step of the unchanged pipeline: the median gap between its calls of `scheduler.step`."""
     marks: list[float] = []
 
     def mark() -> None:
@@ -127,7 +127,10 @@ def record_pilot(pipe: Any, call: Call, window: int, tolerance: float) -> tuple[
     table = solver.table
     alpha = torch.tensor(table.alpha).clamp(min=1e-3)  # [T + 1]
     errors = (states - states[-1]).float().square().mean(dim=-1).sqrt() / alpha
-    pilot = Pilot(window, tolerance, _rows(errors), _rows(residuals), _rows(travel(solver)))
+    distances = _rows(travel(solver))
+    pilot = Pilot(
+        window, tolerance, stats.evaluations / stats.batch, _rows(errors), _rows(residuals), distances
+    )
     return pilot, table, stats.seconds
 
 
@@ -136,6 +139,10 @@ def _rows(tensor: Tensor) -> tuple[tuple[float, ...], ...]:
 
 
 def measure_profile(pipe: Any, call: Call, window: int, tolerance: float) -> tuple[Profile, float]:
-    """A profile of the pipeline's errors for `plan.rounds.simulate`, and the pilot's seconds."""
+    """A profile of the pipeline's errors for `plan.rounds.simulate`, and the pilot's seconds.
+
+    It is scaled such that the simulated pilot takes as many rounds and evaluations as the pilot itself did.
+    """
     pilot, table, seconds = record_pilot(pipe, call, window, tolerance)
-    return fit_profile(pilot, table, Picard().prior_variance), seconds
+    profile = fit_profile(pilot, table, Picard().prior_variance)
+    return fit_scale(profile, window, tolerance, len(pilot.errors), pilot.evaluations), seconds

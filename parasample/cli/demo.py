@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +139,12 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
     fewer = sequential["rounds"] / parallel["rounds"]
     return (
         f"{sequential['sampler']} {sequential['steps']} needs {fewer:.0f}x fewer rounds, with "
-        f"{parallel['evaluations'] / sequential['evaluations']:.1f}x the evaluations. On this device a round of "
-        f"{states:.0f} states costs {price:.1f}x one step, so it runs {parallel['speedup']:.2g}x as fast; where a "
-        f"round costs no more than a step (a GPU that one step leaves mostly idle, or several GPUs) the same rounds "
+        f"{parallel['evaluations'] / sequential['evaluations']:.1f}x the evaluations. On this device "
+        f"a round of "
+        f"{states:.0f} states costs {price:.1f}x one step, so it runs {parallel['speedup']:.2g}x as "
+        f"fast; where a "
+        f"round costs no more than a step (a GPU that one step leaves mostly idle, or several GPUs) "
+        f"the same rounds "
         f"would run {fewer:.0f}x as fast."
     )
 
@@ -161,8 +163,8 @@ def _show(report: dict[str, Any], output: Path) -> None:
     say(table(headers, lines, left=2))
     say()
     count = len(report["prompts"])
-    say(f"One picture at a time, medians over {count} prompts; {report['device']}; RMS error of the final latents "
-        "against sequential sampling, in units of their standard deviation.", wrap=True)  # fmt: skip
+    say(f"One picture at a time, medians over {count} prompts; {report['device']}; RMS error of the final "
+        "latents against sequential sampling, in units of their standard deviation.", wrap=True)  # fmt: skip
     say()
     say(report["verdict"], wrap=True)
     say()

@@ -1,4 +1,4 @@
-"""`parasample doctor`: what this machine has, which kernels and transports work here, and why the others do not."""
+"""`parasample doctor`: what this machine has, which kernels and transports work, and why others do not."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def _devices() -> list[dict[str, Any]]:
     devices: list[dict[str, Any]] = [{"device": "cpu", "name": device_name("cpu"), "cores": cores}]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, sm_{properties.major}{properties.minor}"
+        gigabytes, capability = properties.total_memory / 2**30, f"sm_{properties.major}{properties.minor}"
+        name = f"{properties.name}, {gigabytes:.0f} GiB, {capability}"
         devices.append({"device": f"cuda:{index}", "name": name, "memory_bytes": properties.total_memory})
     return devices
 

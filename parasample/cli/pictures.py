@@ -36,7 +36,7 @@ STYLE = {
 
 
 def images_figure(strips: list[tuple[dict[str, Any], Tensor]], prompts: list[str], path: Path) -> None:
-    """Write one row of pictures per table row, pictures [prompts, H, W, 3], pairs of rows belonging together."""
+    """Write one row of pictures [prompts, H, W, 3] per table row; two rows belong together."""
     tile, gap, pair_gap, left, top = 0.95, 0.05, 0.3, 2.35, 0.95
     pairs = len(strips) // 2
     width = left + len(prompts) * (tile + gap) + 0.3
@@ -86,7 +86,7 @@ def _picture(axes: Axes, image: Tensor) -> None:
 def trajectory_figure(
     pipe: Any, stats: Stats, shape: torch.Size, case: Case, prompt: str, path: Path
 ) -> None:
-    """Write the distance of each state to its final value after every round, with the picture it amounts to."""
+    """Write each state's distance to its final value after every round, and the picture it amounts to."""
     states = torch.stack([record.states for record in stats.history if record.states is not None])[:, :, 0]
     errors = (states - states[-1]).square().mean(dim=-1).sqrt()[:, 1:]  # [R, T]
     done = [record.begin[0] for record in stats.history]
@@ -214,7 +214,8 @@ def fidelity_figure(rows: list[dict[str, Any]], steps: int, title: str, path: Pa
                 )
             if field == "frechet" and floor is not None:
                 axes.axhline(max(floor[field], 1e-5), color=FAINT, lw=1, ls=(0, (4, 3)))
-                axes.annotate("other seeds", (1, max(floor[field], 1e-5)), (-2, 4), xycoords=("axes fraction", "data"),
+                axes.annotate("other seeds", (1, max(floor[field], 1e-5)), (-2, 4),
+                              xycoords=("axes fraction", "data"),
                               textcoords="offset points", fontsize=8.5, color=FAINT, ha="right")  # fmt: skip
             axes.set_yscale("log")
             axes.set_title(label, fontsize=9.5, loc="left", pad=8)

@@ -21,7 +21,8 @@ EXAMPLE = "example:\n  parasample plan --sampler dpm++ --steps 50 --guidance 5 -
 def add_parser(commands: Any) -> None:
     """Add this command to the command line."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "plan", help="predict rounds and seconds by window on this device, and recommend one", description=__doc__,
+        "plan", help="predict rounds and seconds by window on this device, and recommend one",
+        description=__doc__,
         epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--sampler", choices=list(SAMPLERS), default="ddim", help="(default: %(default)s)")
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 def measure_and_predict(
     pipe: Any, sampler: str, steps: int, guidance: float, batch: int, tolerance: float, prompt: str
 ) -> list[Prediction]:
-    """Sequential sampling (window 1) and every candidate window, from a few rounds of each size and one pilot run."""
+    """Sequential sampling (window 1) and every candidate window, from some rounds of each and a pilot run."""
     set_sampler(pipe, sampler, steps)
     windows = candidate_windows(steps)
 
@@ -91,7 +92,7 @@ def measure_and_predict(
 
 
 def pilot_window(steps: int) -> int:
-    """The pilot's window: everything at once where that is cheap enough, so that every row is seen from afar."""
+    """The pilot's window: everything at once, within reason, so that every row is seen from afar."""
     return min(steps, 128)
 
 
@@ -110,11 +111,13 @@ def verdict(predictions: list[Prediction], best: Prediction) -> str:
         parallel = min(predictions[1:], key=lambda prediction: prediction.seconds)
         return (
             f"Sample sequentially here: the best window, {parallel.window}, would take "
-            f"{parallel.seconds / sequential.seconds:.2g}x as long, because this device charges for a round nearly "
+            f"{parallel.seconds / sequential.seconds:.2g}x as long, because this device charges for a "
+            f"round nearly "
             f"by the state. {rounds}: more devices, or a device that one step leaves idle, would change that."
         )
     return (
-        f"Use ps.Picard(window={best.window}): {sequential.seconds / best.seconds:.2g}x as fast as sequential sampling "
+        f"Use ps.Picard(window={best.window}): {sequential.seconds / best.seconds:.2g}x as fast as "
+        f"sequential sampling "
         f"({best.seconds:.2f} s instead of {sequential.seconds:.2f} s). {rounds}."
     )
 
@@ -124,8 +127,9 @@ def _show(report: dict[str, Any], predictions: list[Prediction], best: Predictio
     rows = []
     for prediction in predictions:
         name = "sequential" if prediction.window == 1 else str(prediction.window)
-        rows.append((name, f"{prediction.rounds:.0f}", f"{prediction.evaluations:.0f}", f"{prediction.seconds:.2f}",
-                     f"{sequential / prediction.seconds:.2f}x", "<- best" if prediction is best else ""))  # fmt: skip
+        figures = (f"{prediction.rounds:.0f}", f"{prediction.evaluations:.0f}", f"{prediction.seconds:.2f}")
+        mark = "<- best" if prediction is best else ""
+        rows.append((name, *figures, f"{sequential / prediction.seconds:.2f}x", mark))
     title = f"{SAMPLERS[report['sampler']][0]}, {report['steps']} steps, batch {report['batch']}, " \
             f"guidance {report['guidance']:g}, {report['device']}"  # fmt: skip
     say(title)

@@ -61,8 +61,8 @@ def call_pipeline(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     began_at = time.perf_counter()
     output = pipe(
-        prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="latent",
-        callback_on_step_end=callback,
+        prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators,
+        output_type="latent", callback_on_step_end=callback,
     )  # fmt: skip
     latents = output.images.cpu()  # waits for the device
     return latents, time.perf_counter() - began_at

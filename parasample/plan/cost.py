@@ -88,7 +88,7 @@ WORTHWHILE = 0.97
 
 
 def recommend(predictions: Sequence[Prediction]) -> Prediction:
-    """The prediction to choose: the narrowest window within 3% of the fastest; sequential where nothing is faster."""
+    """The narrowest window within 3% of the fastest; window 1, sequential, where nothing is faster."""
     fastest = min(prediction.seconds for prediction in predictions)
     ordered = sorted(predictions, key=lambda prediction: prediction.window)
     return next(prediction for prediction in ordered if prediction.seconds * WORTHWHILE <= fastest)

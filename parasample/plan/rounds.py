@@ -8,9 +8,9 @@ x[i+1] = a x[i] + sum_k c_k D[i-k] + s z, the error obeys
 where d[i] is the error of the data prediction that the update uses at step i:
 
     an evaluated row:   d = slope E[i] + contraction[i] * E at its last evaluation
-    a row never evaluated, held at row l:   d = |D*[i] - D*[l]|, how far the data prediction travels from l to i
+    a row never evaluated, held at row l:   d = |D*[i] - D*[l]|, the way from l to i
 
-`slope` is what the update assumes (alpha dD/dx) and `contraction` what it does not know of the model's Jacobian.
+`slope` is what the update assumes (alpha dD/dx), `contraction` what it does not know of the model's Jacobian.
 All of it is read off one recorded run (a pilot, `fit_profile`); `simulate` then lets the controller that also
 runs the real thing (`parasample.plan.window`) act on these errors.
 """
@@ -57,6 +57,7 @@ class Pilot:
     """One recorded run of one sample, R rounds over T steps with a window.
 
     Attributes:
+        evaluations: of one sample.
         errors: [R][T + 1] RMS distance of each state to its final value after a round, over alpha.
         residuals: [R][T + 1] the solver's own squared residuals after a round (inf where it has none).
         travel: [T][T] as in `Profile`.
@@ -64,6 +65,7 @@ class Pilot:
 
     window: int
     tolerance: float
+    evaluations: float
     errors: tuple[tuple[float, ...], ...]
     residuals: tuple[tuple[float, ...], ...]
     travel: tuple[tuple[float, ...], ...]
@@ -84,7 +86,7 @@ def error_coefficients(table: AffineTable, prior_variance: float) -> tuple[tuple
 
 @dataclass
 class _Replay:
-    """A pilot's rounds again: after each, how often rows were evaluated and their error when they last were."""
+    """A pilot's rounds again: after each, how often rows were evaluated and their error when last."""
 
     ages: list[list[int]]
     anchors: list[list[float]]
@@ -224,10 +226,10 @@ def uniform_profile(table: AffineTable, travel: Sequence[Sequence[float]], prior
 
 
 def fit_scale(profile: Profile, window: int, tolerance: float, rounds: int, evaluations: float) -> Profile:
-    """The profile scaled such that a simulated run takes about as many rounds and evaluations as a real one did."""
+    """The profile scaled so that a simulated run takes about as many rounds and evaluations as a real one."""
 
     def mismatch(factor: float) -> float:
         found = simulate(profile.scaled(factor), window, tolerance)
         return abs(math.log(len(found) / rounds)) + abs(math.log(sum(found) / evaluations))
 
-    return profile.scaled(min((index / 20 for index in range(31)), key=mismatch))
+    return profile.scaled(min((index / 20 for index in range(61)), key=mismatch))

@@ -1,6 +1,7 @@
 """What a tolerance costs in fidelity, beside the yardstick: fewer sequential steps at as many rounds.
 
-Each row samples the same seeds and prompts. Frechet distance is between the classifier's features of a row and of
+Each row samples the same seeds and prompts. Frechet distance is between the classifier's features of a row
+and of
 sequential sampling; sequential sampling with other seeds gives the noise floor. RMS is of the final latents.
 """
 
@@ -33,8 +34,10 @@ EXAMPLE = "fidelity --samples 2000 --window full"
 TOLERANCES = (0.001, 0.01, 0.03, 0.1, 0.3)
 OTHER_SEEDS = 1_000_000  # the second sequential set starts here
 COLUMNS = {
-    "method": "{label}", "tolerance": "{tolerance_text}", "rounds": "{rounds:g}", "evaluations": "{evaluations:.0f}",
-    "Frechet": "{frechet:.3f}", "agreement": "{agreement:.1%}", "RMS": "{rms:.1e}", "RMS p80": "{rms_p80:.1e}",
+    "method": "{label}", "tolerance": "{tolerance_text}", "rounds": "{rounds:g}",
+    "evaluations": "{evaluations:.0f}",
+    "Frechet": "{frechet:.3f}", "agreement": "{agreement:.1%}",
+    "RMS": "{rms:.1e}", "RMS p80": "{rms_p80:.1e}",
 }  # fmt: skip
 
 
@@ -114,7 +117,8 @@ class _Fidelity:
     ) -> dict[str, Any]:
         args = self.args
         settings = {
-            "bench": "fidelity", "label": label, "tolerance": tolerance, "sampler": args.sampler, "row_steps": steps,
+            "bench": "fidelity", "label": label, "tolerance": tolerance, "sampler": args.sampler,
+            "row_steps": steps,
             "steps": args.steps, "guidance": args.guidance, "window": self.window, "samples": args.samples,
         }  # fmt: skip
         self.bar.set_description(label if tolerance is None else f"{label}, tolerance {tolerance:g}")
@@ -167,7 +171,7 @@ class _Fidelity:
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Frechet distance of Gaussians fitted to two sets of features [N, F] (arXiv 1706.08500, eq. 6), in fp64."""
+    """Frechet distance of Gaussians fitted to two sets of features [N, F] (arXiv 1706.08500, eq. 6); fp64."""
     means, covariances = [], []
     for features in (first.double(), second.double()):
         means.append(features.mean(dim=0))

@@ -74,7 +74,7 @@ class Results:
         return row
 
     def show(self, columns: dict[str, str], as_json: bool, left: int = 2) -> None:
-        """Show this run's rows: `columns` maps a heading to a format string of a row, such as "{rounds:.0f}"."""
+        """Show this run's rows: `columns` maps a heading to a format of a row, such as "{rounds:.0f}"."""
         if as_json:
             say_json({"rows": self.rows, "file": str(self.path)})
             return

@@ -1,7 +1,8 @@
 """How many rounds each update needs, beside the published algorithm in the same run.
 
-Medians over seeds, each with its own class prompt; rounds are those of each sample by itself, although many are
-solved together. RMS is of the final latents against sequential sampling, in units of their standard deviation.
+Medians over seeds, each with its own class prompt; rounds are those of each sample by itself, although many
+are solved together. RMS is of the final latents against sequential sampling, in units of their standard
+deviation.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ CASES: dict[str, tuple[str, int, int | str]] = {
 QUICK_CASES = ("ddim-100", "ddpm-100", "dpm++-50")
 COLUMNS = {
     "sampler": "{title} {steps}", "update": "{update}", "window": "{window}", "guidance": "{guidance:g}",
-    "rounds": "{rounds:g}", "p20-p80": "{rounds_p20:.0f}-{rounds_p80:.0f}", "evaluations": "{evaluations:.0f}",
+    "rounds": "{rounds:g}", "p20-p80": "{rounds_p20:.0f}-{rounds_p80:.0f}",
+    "evaluations": "{evaluations:.0f}",
     "RMS": "{rms:.1e}", "RMS p80": "{rms_p80:.1e}",
 }  # fmt: skip
 
@@ -95,8 +97,8 @@ def measure_methods(
         settings = {
             "bench": bench, "sampler": sampler, "title": SAMPLERS[sampler][0], "steps": steps,
             "guidance": guidance, "label": label, "update": method.update, "stopping": method.stopping,
-            "tolerance": method.tolerance, "window": method.window, "states_per_round": method.states_per_round,
-            "seeds": len(seeds),
+            "tolerance": method.tolerance, "window": method.window, "states_per_round":
+            method.states_per_round, "seeds": len(seeds),
         }  # fmt: skip
         if results.find(settings) is None:
             case = Case(sampler, steps, method)

@@ -1,0 +1,101 @@
+"""Every command runs, says what it can do, and its JSON is one object on stdout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from parasample.cli import main
+
+COMMANDS = (
+    ["demo"],
+    ["plan"],
+    ["doctor"],
+    ["bench"],
+    *(["bench", b] for b in ("rounds", "frontier", "fidelity", "overhead")),
+)
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main([*command, "--help"])
+    assert exit_info.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"example:\n  parasample {' '.join(command)}" in shown
+
+
+def test_doctor_names_kernels_and_transports(capsys: pytest.CaptureFixture[str]) -> None:
+    report = run_json(capsys, "doctor")
+    assert {t["transport"]: t["available"] for t in report["transports"]}["local"]
+    assert {face["face"] for face in report["kernels"]} >= {"reference", "cpu", "cuda", "triton"}
+    assert all(entry["reason"] for entry in [*report["kernels"], *report["transports"]])
+    assert report["versions"]["torch"] != "not installed"
+
+
+def test_doctor_text_fits_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    assert "picard_update" in capsys.readouterr().out
+
+
+def test_demo_writes_pictures_and_a_table(
+    capsys: pytest.CaptureFixture[str], model_folder: Path, tmp_path: Path
+) -> None:
+    report = run_json(capsys, "demo", "--quick", "--model", str(model_folder), "--output", str(tmp_path))
+    for name in ("images.png", "trajectory.png"):
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 300
+    assert json.loads((tmp_path / "table.json").read_text())["rows"] == report["rows"]
+    sequential, parallel = report["rows"][::2], report["rows"][1::2]
+    assert all(p["rounds"] < s["rounds"] for s, p in zip(sequential, parallel, strict=True))
+    assert all(row["rms"] < 0.05 for row in parallel)
+    assert report["verdict"]
+
+
+def test_plan_recommends_and_draws(
+    capsys: pytest.CaptureFixture[str], model_folder: Path, tmp_path: Path
+) -> None:
+    plot = tmp_path / "plan.png"
+    report = run_json(capsys, "plan", "--model", str(model_folder), "--steps", "16", "--plot", str(plot))
+    assert [p["window"] for p in report["predictions"]] == [1, 4, 8, 16]
+    assert report["recommended_window"] in (1, 4, 8, 16)
+    assert all(1 < p["rounds"] <= 16 for p in report["predictions"])
+    assert plot.stat().st_size > 0
+
+
+def test_bench_rounds_writes_rows_and_resumes(
+    capsys: pytest.CaptureFixture[str], model_folder: Path, tmp_path: Path
+) -> None:
+    options = [
+        "bench",
+        "frontier",
+        "--quick",
+        "--model",
+        str(model_folder),
+        "--output",
+        str(tmp_path),
+        "--states",
+        "4",
+    ]
+    first = run_json(capsys, *options)["rows"]
+    lines = (tmp_path / "frontier_quick.jsonl").read_text().splitlines()
+    assert len(lines) == 1 and json.loads(lines[0])["device"]
+    assert first[0]["rounds"] < 50 and first[0]["rms"] < 0.05
+    again = run_json(capsys, *options)["rows"]
+    assert again[0]["time"] == first[0]["time"], "a row that the file has is not measured again"
+
+
+def test_a_wrong_model_folder_is_an_error_in_words(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["plan", "--model", str(tmp_path)]) == 2
+    assert "model_index.json" in capsys.readouterr().err
