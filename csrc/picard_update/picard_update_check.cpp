@@ -89,7 +89,7 @@ PicardUpdate check_picard_update(const PicardUpdateTensors& t) {
   const int64_t T = states.size(0) - 1, B = states.size(1), D = states.size(2);
   STD_TORCH_CHECK(t.state_coef.dim() == 2 && t.state_coef.size(1) >= 1 && t.state_coef.size(1) <= kMaxHistory,
                   "picard_update: state_coef must have shape [T, K] with K = 1 .. ", kMaxHistory, ", found ",
-                  shape_of(t.state_coef), "; pad a shorter history with zeros");
+                  shape_of(t.state_coef), "; pass face='reference' or 'auto' for a longer history");
   const int64_t K = t.state_coef.size(1);
   check_shape("anchors", t.anchors, {T + 1, B, D}, "[T+1, B, D]");
   check_shape("outputs", t.outputs, {T, B, D}, "[T, B, D]");

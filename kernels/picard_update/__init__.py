@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .. import native
 from ..status import FaceStatus
-from .check import check_arguments
+from .check import MAX_HISTORY, check_arguments
 from .reference import picard_update_reference
 
 __all__ = ["FACES", "face_statuses", "picard_update"]
@@ -56,7 +57,8 @@ def picard_update(
         outputs: m, [T, B, D] any float dtype; must not overlap states.
         noise: z, [T, B, D] any float dtype, or None where noise_coef is zero; must not overlap states. Rows
             with a zero coefficient are not read.
-        state_coef, anchor_coef, output_coef: [T, K], K = 1 .. 5; column k belongs to row i - k.
+        state_coef, anchor_coef, output_coef: [T, K]; column k belongs to row i - k. K = 1 .. 5 in the fused faces;
+            "auto" gives longer histories (PNDM with its Runge-Kutta start) to the reference.
         noise_coef: [T]. x0_coef: [T, 2]. residual_scale: [T+1]. All coefficients are float32 (float64 for
             float64 states), contiguous, on the device of states.
         begin, hold, end: [B] int64 on the device of states; 0 <= begin, end <= T, hold >= begin - 1. A sample
@@ -75,7 +77,8 @@ def picard_update(
         ValueError: an argument is not as above (expected, found, remedy); nothing has been written then.
         RuntimeError: the face asked for is not available here.
     """
-    run = _choose(face, states.device.type)
+    deep = face == "auto" and state_coef.shape[-1] > MAX_HISTORY
+    run = _choose("reference" if deep else face, states.device.type)
     tensors = (
         states,
         _unit_stride(anchors),
@@ -134,12 +137,12 @@ def _function(face: str) -> Face:
         from .triton import picard_update_triton
 
         return _checked(picard_update_triton)
-    return _checked(picard_update_reference)
+    return _checked(picard_update_reference, sys.maxsize)
 
 
-def _checked(run: Face) -> Face:
+def _checked(run: Face, max_history: int = MAX_HISTORY) -> Face:
     def checked(*tensors: Tensor) -> Tensor:
-        check_arguments(*tensors)
+        check_arguments(*tensors, max_history=max_history)
         return run(*tensors)
 
     return checked

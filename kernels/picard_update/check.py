@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MAX_HISTORY = 5
+MAX_HISTORY = 5  # of the fused faces; the reference takes any
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -23,6 +23,8 @@ def check_arguments(
     begin: Tensor,
     hold: Tensor,
     end: Tensor,
+    *,
+    max_history: int = MAX_HISTORY,
 ) -> None:
     """Raise ValueError (expected, found, remedy) unless the arguments are what `picard_update` asks for.
 
@@ -30,9 +32,9 @@ def check_arguments(
     """
     if states.dim() != 3 or states.shape[0] < 1:
         _fail("states", "shape [T+1, B, D]", list(states.shape), "flatten the sample to D elements")
-    if state_coef.dim() != 2 or not 1 <= state_coef.shape[1] <= MAX_HISTORY:
-        remedy = "pad a shorter history with zeros"
-        _fail("state_coef", f"shape [T, K], K = 1 .. {MAX_HISTORY}", list(state_coef.shape), remedy)
+    if state_coef.dim() != 2 or not 1 <= state_coef.shape[1] <= max_history:
+        remedy = "pass face='reference' or 'auto' for a longer history"
+        _fail("state_coef", f"shape [T, K], K = 1 .. {max_history}", list(state_coef.shape), remedy)
     rows, B, D = states.shape
     T, K = rows - 1, state_coef.shape[1]
     if states.dtype not in FLOATS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ MISTAKES = {
     "outputs_int": ("outputs", lambda t: t.int(), "outputs"),
     "noise_shape": ("noise", lambda t: t[:1], "noise must have shape"),
     "noise_missing": ("noise", lambda t: None, "pass noise"),
-    "too_deep": ("state_coef", lambda t: t.repeat(1, 6), "pad a shorter history"),
+    "no_history": ("state_coef", lambda t: t[:, :0], "state_coef"),
     "coef_length": ("anchor_coef", lambda t: t[:-1], "anchor_coef must have shape"),
     "coef_dtype": ("output_coef", lambda t: t.double(), "output_coef"),
     "x0_shape": ("x0_coef", lambda t: t[:, 0], "x0_coef must have shape"),
@@ -44,6 +45,18 @@ def test_bad_argument(random_call, face, mistake):
         picard_update(*call.args(), face=face)
     assert "found" in str(error.value) and ";" in str(error.value)
     assert torch.equal(call.states, before)
+
+
+def test_long_history_goes_to_the_reference(random_call):
+    call = random_call(W=9, B=2, D=8)
+    for name in ("state_coef", "anchor_coef", "output_coef"):
+        setattr(call, name, torch.cat([getattr(call, name), torch.full((9, 6), 0.05)], dim=1))
+    expected, found = copy.deepcopy(call), copy.deepcopy(call)
+    picard_update(*expected.args(), face="reference")
+    picard_update(*found.args())
+    assert torch.equal(found.states, expected.states)
+    with pytest.raises(ValueError, match="K = 1 .. 5"):
+        picard_update(*call.args(), face="cpu")
 
 
 def test_unknown_face(random_call):
