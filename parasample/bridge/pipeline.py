@@ -195,7 +195,7 @@ def wrap_scheduler(scheduler: Any, handle: Handle) -> Any:
 
         names["scale_model_input"] = scale_model_input
 
-    wrapped = object.__new__(type(original.__name__, (WrappedScheduler, original), names))
+    wrapped: Any = object.__new__(type(original.__name__, (WrappedScheduler, original), names))
     wrapped.__dict__.update(state)
     return wrapped
 

@@ -228,7 +228,7 @@ class PipelineRun:
 
 def unwrapped_copy(scheduler: Any, original_class: type) -> Any:
     """A deep copy of a wrapped scheduler as an instance of its own class."""
-    plain = object.__new__(original_class)
+    plain: Any = object.__new__(original_class)
     plain.__dict__.update(copy.deepcopy(scheduler.__dict__))
     return plain
 

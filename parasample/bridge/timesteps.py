@@ -21,7 +21,7 @@ class TracedTimestep(torch.Tensor):
 
     replay: Callable[[Tensor], Any]
     span: tuple[int, int]  # the [start, stop) of scheduler.timesteps that the loop runs over
-    index: int  # position in scheduler.timesteps
+    index: int  # type: ignore[assignment]  # position in scheduler.timesteps
 
     @staticmethod
     def wrap(
@@ -63,7 +63,7 @@ class TracedTimestep(torch.Tensor):
 class TimestepSequence(torch.Tensor):
     """A scheduler's `timesteps` (or a slice) whose iteration yields `TracedTimestep`s; else plain."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     start: int
 
     @staticmethod
