@@ -19,7 +19,7 @@ from parasample.bridge.auto import travel
 from parasample.bridge.pipeline import Handle, parallelize
 from parasample.config import Picard
 from parasample.plan.cost import CostCurve
-from parasample.plan.rounds import Pilot, Profile, fit_profile, fit_scale
+from parasample.plan.rounds import Pilot, Profile, calibrated, fit_profile
 from parasample.plan.table import AffineTable
 
 Call = Callable[[], object]
@@ -145,4 +145,4 @@ def measure_profile(pipe: Any, call: Call, window: int, tolerance: float) -> tup
     """
     pilot, table, seconds = record_pilot(pipe, call, window, tolerance)
     profile = fit_profile(pilot, table, Picard().prior_variance)
-    return fit_scale(profile, window, tolerance, len(pilot.errors), pilot.evaluations), seconds
+    return calibrated(profile, pilot), seconds

@@ -26,7 +26,7 @@ from parasample.cli.text import add_common, device_name, progress, say, say_json
 from parasample.models import demo_model_path
 
 EXAMPLE = 'example:\n  parasample demo --prompt "a sneaker" --prompt "a dress" --seed 3'
-PROMPTS = ("a sneaker", "a dress", "a bag", "an ankle boot")
+PROMPTS = ["a sneaker", "a dress", "a bag", "an ankle boot"]
 # The wide window pays where a batch costs little more than one call; 64 of 1000 steps is the paper's setting.
 CASES = (
     Case("ddpm", 1000, ps.Picard(window=64)),
@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     """Sample, write the pictures and show the table."""
     device = args.device or default_device()
     pipe = load_pipeline(args.model or demo_model_path(), device)
-    prompts = args.prompt or list(PROMPTS[:2] if args.quick else PROMPTS)
+    call_pipeline(pipe, PROMPTS[:1], 2, args.guidance, [args.seed])  # the first call of a process is slow
     cases = [case.for_steps(max(case.steps // 10, 10)) for case in CASES] if args.quick else list(CASES)
     trajectory = TRAJECTORY.for_steps(20) if args.quick else TRAJECTORY
-    call_pipeline(pipe, prompts[:1], 2, args.guidance, [args.seed])  # the first call of a process is slow
+    prompts = args.prompt or _prompts(pipe, cases, args)
 
     total = 2 * len(prompts) * sum(case.steps for case in cases) + trajectory.steps
     with progress(total, "demo") as bar:
@@ -91,6 +91,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(report, args.output)
     return 0
+
+
+def _prompts(pipe: Any, cases: list[Case], args: argparse.Namespace) -> list[str]:
+    """As many of the prompts as this device samples in about a minute and a half; at least two."""
+    if args.quick:
+        return list(PROMPTS[:2])
+    _, seconds = call_pipeline(pipe, PROMPTS[:1], 10, args.guidance, [args.seed])
+    # Sampling in parallel takes about as long as sequentially where a device charges by the state.
+    each = 2 * sum(case.steps for case in cases) * seconds / 10
+    return list(PROMPTS[: max(int(80 / each), 2)])
 
 
 def _both(

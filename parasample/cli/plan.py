@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, predict and show."""
     device = args.device or default_device()
     pipe = load_pipeline(args.model or demo_model_path(), device)
-    predictions = measure_and_predict(
+    predictions, _ = measure_and_predict(
         pipe, args.sampler, args.steps, args.guidance, args.batch, args.tolerance, args.prompt
     )
     best = recommend(predictions)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def measure_and_predict(
     pipe: Any, sampler: str, steps: int, guidance: float, batch: int, tolerance: float, prompt: str
-) -> list[Prediction]:
+) -> tuple[list[Prediction], CostCurve]:
     """Sequential sampling (window 1) and every candidate window, from some rounds of each and a pilot run."""
     set_sampler(pipe, sampler, steps)
     windows = candidate_windows(steps)
@@ -88,7 +88,7 @@ def measure_and_predict(
         profile, _ = measure_profile(pipe, call, pilot_window(steps), tolerance)
         bar.update()
     sequential = Prediction(1, steps, steps * batch, steps * step_seconds)
-    return [sequential, *(predict(profile, cost, window, tolerance, batch) for window in windows)]
+    return [sequential, *(predict(profile, cost, window, tolerance, batch) for window in windows)], cost
 
 
 def pilot_window(steps: int) -> int:

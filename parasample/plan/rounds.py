@@ -35,6 +35,7 @@ class Profile:
         keep, gain, slope: [T].
         contraction: [A][T] for a row evaluated once, twice, ..., A times or more often.
         travel: [T][T] RMS distance of the converged data predictions of two rows.
+        attendance: evaluations of a wide window's round over what the equations say.
     """
 
     keep: tuple[float, ...]
@@ -42,6 +43,7 @@ class Profile:
     slope: tuple[float, ...]
     contraction: tuple[tuple[float, ...], ...]
     travel: tuple[tuple[float, ...], ...]
+    attendance: float = 1.0
 
     @property
     def num_steps(self) -> int:
@@ -141,7 +143,7 @@ def fit_profile(pilot: Pilot, table: AffineTable, prior_variance: float) -> Prof
             above[age][row] += errors[row + 1] - known
             below[age][row] += source
     reach = max(steps // 12, 1)
-    contraction = []
+    contraction: list[tuple[float, ...]] = []
     for age in range(MAX_AGE):
         smooth = []
         for row in range(steps):
@@ -188,7 +190,8 @@ def simulate(
         if end == steps:
             moved.append(0.0)
         progress.advance([(value / max(tolerance, 1e-12)) ** 2 for value in moved])
-    return rounds
+    most = min(limit, window, steps)
+    return rounds[:1] + [max(min(round(count * profile.attendance), most), 1) for count in rounds[1:]]
 
 
 def _scan(
@@ -233,3 +236,12 @@ def fit_scale(profile: Profile, window: int, tolerance: float, rounds: int, eval
         return abs(math.log(len(found) / rounds)) + abs(math.log(sum(found) / evaluations))
 
     return profile.scaled(min((index / 20 for index in range(61)), key=mismatch))
+
+
+def calibrated(profile: Profile, pilot: Pilot) -> Profile:
+    """The profile with which a simulated pilot takes as many rounds and evaluations as the pilot itself."""
+    profile = fit_scale(profile, pilot.window, pilot.tolerance, len(pilot.errors), pilot.evaluations)
+    # A row is evaluated again when it moves by a fraction of the tolerance; near it the equations, which know
+    # only norms, miss some. Narrow windows evaluate every row and are not affected.
+    attendance = pilot.evaluations / sum(simulate(profile, pilot.window, pilot.tolerance))
+    return replace(profile, attendance=min(max(attendance, 0.7), 1.5))

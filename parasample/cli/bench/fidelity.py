@@ -152,7 +152,8 @@ class _Fidelity:
 
     @torch.no_grad()
     def _judge(self, sample: Callable[..., Sampled], offset: int) -> Judged:
-        args, right, rounds, evaluations = self.args, 0, [], 0
+        args, right, evaluations = self.args, 0, 0
+        rounds: list[float] = []
         latents, features = [], []
         for first in range(0, args.samples, args.batch):
             seeds = list(range(first, min(first + args.batch, args.samples)))
