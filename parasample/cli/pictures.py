@@ -37,7 +37,7 @@ STYLE = {
 
 def images_figure(strips: list[tuple[dict[str, Any], Tensor]], prompts: list[str], path: Path) -> None:
     """Write one row of pictures [prompts, H, W, 3] per table row; two rows belong together."""
-    tile, gap, pair_gap, left, top = 0.95, 0.05, 0.3, 2.35, 0.95
+    tile, gap, pair_gap, left, top = 0.95, 0.05, 0.3, 2.8, 0.95
     pairs = len(strips) // 2
     width = left + len(prompts) * (tile + gap) + 0.3
     height = top + len(strips) * tile + pairs * gap + (pairs - 1) * pair_gap + 0.25
@@ -67,12 +67,12 @@ def _row_label(
     line = 0.17 / height
     if not parallel:
         figure.text(
-            x, middle + 1.9 * line, f"{row['sampler']}, {row['steps']} steps", fontsize=9.5, weight="bold"
+            x, middle + 2.0 * line, f"{row['sampler']}, {row['steps']} steps", fontsize=9.5, weight="bold"
         )
     colour = ACCENT if parallel else INK
-    figure.text(x, middle, row["method"], fontsize=9, color=colour, va="center")
+    figure.text(x, middle + 0.6 * line, row["method"], fontsize=9, color=colour, va="center")
     detail = f"{row['rounds']:g} rounds, {row['seconds']:.1f} s"
-    figure.text(x, middle - 1.2 * line, detail, fontsize=9, color=colour, va="center")
+    figure.text(x, middle - 0.6 * line, detail, fontsize=9, color=colour, va="center")
 
 
 def _picture(axes: Axes, image: Tensor) -> None:
