@@ -54,26 +54,36 @@ class Picard:
     record: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.window, bool) or not (self.window in ("full", "auto") or isinstance(self.window, int)):
+        if isinstance(self.window, bool) or not (
+            self.window in ("full", "auto") or isinstance(self.window, int)
+        ):
             raise ConfigError(f'window={self.window!r} is neither a number of steps, "full" nor "auto"')
         if isinstance(self.window, int) and self.window < 1:
             raise ConfigError(f"window={self.window} is below 1; pass the number of steps to work on at once")
-        if not (isinstance(self.tolerance, int | float) and math.isfinite(self.tolerance) and self.tolerance >= 0):
+        if not (
+            isinstance(self.tolerance, int | float) and math.isfinite(self.tolerance) and self.tolerance >= 0
+        ):
             raise ConfigError(f"tolerance={self.tolerance!r} is not a finite number of at least 0")
         if self.update not in UPDATES:
             raise ConfigError(f"update={self.update!r} is unknown; choose one of {', '.join(UPDATES)}")
         if self.stopping not in STOPPING_RULES:
-            raise ConfigError(f"stopping={self.stopping!r} is unknown; choose one of {', '.join(STOPPING_RULES)}")
+            raise ConfigError(
+                f"stopping={self.stopping!r} is unknown; choose one of {', '.join(STOPPING_RULES)}"
+            )
         if self.states_per_round is not None and not (
             isinstance(self.states_per_round, int) and self.states_per_round >= 1
         ):
-            raise ConfigError(f"states_per_round={self.states_per_round!r} is not a whole number of at least 1")
+            raise ConfigError(
+                f"states_per_round={self.states_per_round!r} is not a whole number of at least 1"
+            )
         if not (math.isfinite(self.prior_variance) and self.prior_variance > 0):
             raise ConfigError(f"prior_variance={self.prior_variance!r} is not a positive finite number")
         if not (isinstance(self.memory, int) and 1 <= self.memory <= 8):
             raise ConfigError(f"memory={self.memory!r} is not a whole number from 1 to 8")
         if self.exact and self.tolerance != 0:
-            raise ConfigError(f"exact=True needs tolerance=0, found tolerance={self.tolerance}; pass tolerance=0")
+            raise ConfigError(
+                f"exact=True needs tolerance=0, found tolerance={self.tolerance}; pass tolerance=0"
+            )
 
     def window_for(self, num_steps: int) -> int:
         """The window in steps for a run of `num_steps`; "auto" must have been resolved before."""

@@ -1,4 +1,4 @@
-"""Every error parasample raises on purpose. Each message names what was expected, what was found, what to do."""
+"""Every error parasample raises on purpose. A message names what was expected, what was found, what to do."""
 
 
 class ParasampleError(Exception):

@@ -57,8 +57,8 @@ def picard_update(
         outputs: m, [T, B, D] any float dtype; must not overlap states.
         noise: z, [T, B, D] any float dtype, or None where noise_coef is zero; must not overlap states. Rows
             with a zero coefficient are not read.
-        state_coef, anchor_coef, output_coef: [T, K]; column k belongs to row i - k. K = 1 .. 5 in the fused faces;
-            "auto" gives longer histories (PNDM with its Runge-Kutta start) to the reference.
+        state_coef, anchor_coef, output_coef: [T, K]; column k belongs to row i - k. K = 1 .. 5 in the fused
+            faces; "auto" gives longer histories (PNDM with its Runge-Kutta start) to the reference.
         noise_coef: [T]. x0_coef: [T, 2]. residual_scale: [T+1]. All coefficients are float32 (float64 for
             float64 states), contiguous, on the device of states.
         begin, hold, end: [B] int64 on the device of states; 0 <= begin, end <= T, hold >= begin - 1. A sample

@@ -89,7 +89,7 @@ class WindowChooser:
 def travel(solver: PicardSolver) -> Tensor:
     """RMS distances of the data predictions of any two rows of a finished run's first sample, [T, T]."""
     states, outputs = solver.anchors[:-1, 0].float(), solver.outputs[:, 0].float()
-    coefficients = solver.x0_coef.float()
+    coefficients = solver.recurrence.x0_coef.float()
     predictions = coefficients[:, :1] * states + coefficients[:, 1:] * outputs
     return torch.cdist(predictions, predictions).cpu() / predictions.shape[1] ** 0.5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +23,9 @@ from parasample.runtime.transports import Ranks
 
 if TYPE_CHECKING:
     from parasample.bridge.denoiser import WrappedDenoiser
+
+logger = logging.getLogger(__name__)
+RESTARTS_WORTH_A_WARNING = 3  # one edit by a callback is meant; one per step is how the pipeline works
 
 
 class PipelineRun:
@@ -59,6 +63,7 @@ class PipelineRun:
         self._dtype = torch.float32  # of the latents
         self._unscaled: Tensor | None = None  # what the loop gave scale_model_input in this iteration
         self._restarts = 0
+        self._replaceable = True
         self._began_at = time.perf_counter()
         for denoiser in denoisers:
             denoiser.new_run()
@@ -112,7 +117,19 @@ class PipelineRun:
             unscaled = self._unscaled[: self.solver.batch, : state.shape[1]]
             if torch.equal((unscaled * scale).to(given.dtype), given):
                 replaced = unscaled  # to the last bit, which the division would lose
+        if not self._replaceable:
+            raise UnsupportedPipelineError(
+                f"step {self.row}: the latents were replaced (by a callback or the pipeline), and "
+                f"{type(self.scheduler).__name__} goes on from its own last state, not from those "
+                "latents; leave them alone, choose another scheduler, or sample sequentially"
+            )
         self._restarts += 1
+        if self._restarts == RESTARTS_WORTH_A_WARNING:
+            logger.warning(
+                "the latents were replaced after %d steps; what was known of later steps is lost each time, "
+                "so that sampling in parallel costs more than it gains: sample this pipeline sequentially",
+                self._restarts,
+            )
         self.solver.restart(self.row, replaced)
 
     def scale_input(self, sample: Tensor) -> Tensor:
@@ -167,6 +184,7 @@ class PipelineRun:
         if read.table.num_steps > len(self.timesteps):
             read = replace(read, table=read.table.head(len(self.timesteps)))  # the loop stops early
         self._check_start(read, sample)
+        self._replaceable = read.replaceable
         half = sample.shape[0] // 2
         # Pipelines that keep both guidance halves in the sample (DiT) have equal halves; they are solved
         # once.

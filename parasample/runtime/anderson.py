@@ -2,10 +2,11 @@
 
 With X the states a round evaluated and F = update(X) - X, the mixed states are
 
-    update(X)[i] - sum_r theta[i, r] (dX_r + dF_r)[i],   theta[i] = argmin |F - sum_r theta_r dF_r|^2 over rows <= i
+    update(X)[i] - sum_r theta[i, r] (dX_r + dF_r)[i]
+    theta[i] = argmin |F - sum_r theta_r dF_r|^2 over rows <= i
 
-where dX_r, dF_r are changes between consecutive rounds. Only rows up to i enter the fit of row i, because a state
-depends on earlier states only.
+where dX_r, dF_r are changes between consecutive rounds. Only rows up to i enter the fit of row i, because a
+state depends on earlier states only.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Anderson:
             if len(common) < 2:
                 continue
             rows = slice(first, last + 1)
-            weight = solver.residual_scale[rows].sqrt()[:, None]
+            weight = solver.recurrence.residual_scale[rows].sqrt()[:, None]
             xs = torch.stack([x[first - start : last + 1 - start] for start, x, _ in common])
             fs = torch.stack([f[first - start : last + 1 - start] for start, _, f in common])
             dx, df = xs.diff(dim=0), fs.diff(dim=0)  # [m, W, D]
@@ -56,5 +57,5 @@ class Anderson:
             theta[0] = 0  # the first row is exact: its input was final
             mixed = after - torch.einsum("wm,mwd->wd", theta, dx + df)
             solver.states[rows, sample] = mixed
-            residual[rows, sample] = (mixed - before).square().sum(1) * solver.residual_scale[rows]
+            residual[rows, sample] = (mixed - before).square().sum(1) * solver.recurrence.residual_scale[rows]
         return residual

@@ -57,7 +57,7 @@ class ExactSolver(PicardSolver):
         inputs = super().model_inputs(part)
         begin = self.progress[0].begin
         first = part.steps == begin
-        if self.input_scale is not None and bool(first.any()):
+        if self.recurrence.input_scale is not None and bool(first.any()):
             inputs[first] = self._own.scale(begin, self.state(begin)).to(inputs.dtype)[part.samples[first]]
         return inputs
 
@@ -95,7 +95,7 @@ class ExactSolver(PicardSolver):
     def _require_finite(self, step: int) -> None:
         sums = self.states[step + 1].sum(dim=1).tolist()
         for sample, value in enumerate(sums):
-            self._check_finite([value], step, sample, step)
+            self._check_finite([value], step, sample)
 
     def restart(self, row: int, state: Tensor) -> None:
         """Replace the state before step `row`; the scheduler's own history goes back there, too."""

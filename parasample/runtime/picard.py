@@ -1,15 +1,15 @@
 """The Picard solver: a trajectory, the model outputs known about it, and rounds that improve it.
 
 It knows nothing of models or pipelines. Each round it names states (`open_round`), takes the outputs that
-somebody evaluated there (`close_round`), updates the trajectory by one fused scan and decides, per sample, how
-many steps are finished. Rows of the trajectory are states: row 0 is the start, row T the finished sample.
+somebody evaluated there (`close_round`), updates the trajectory by one fused scan and decides, per sample,
+how many steps are finished. Rows of the trajectory are states: row 0 is the start, row T the finished sample.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +17,16 @@ from torch import Tensor
 
 from parasample.config import Picard
 from parasample.errors import DivergedError
-from parasample.kernels import picard_update
 from parasample.plan.table import AffineTable
-from parasample.plan.updates import linearised, published, residual_weights
 from parasample.plan.window import SampleProgress, share
 from parasample.runtime.anderson import Anderson
+from parasample.runtime.recurrence import Recurrence
 from parasample.runtime.secant import Evaluations, SecantHistory, green
 from parasample.runtime.stats import RoundRecord, Stats
 from parasample.runtime.transports import LOCAL, Ranks
 
-# A state is evaluated again before it stops being acceptable, so that the states after it become more accurate;
-# in fractions of the tolerance.
+# A state is evaluated again before it stops being acceptable, so that the states after it become more
+# accurate; in fractions of the tolerance.
 REEVALUATE_AT = 0.7
 
 DrawNoise = Callable[[int], Tensor | None]
@@ -55,8 +54,8 @@ class PicardSolver:
         table: the scheduler's recurrence, T steps.
         start: x[0], [B, ...] in any float dtype; the trajectory is kept in fp32 (fp64 for fp64).
         config: what the user chose; `config.window` is a number or "full".
-        draw_noise: `draw_noise(i)` gives the noise of step i, [B, ...], called once per step in order; or None.
-        to_output: converts raw model outputs [n, ...] at states [n, ...] of steps [n] into the table's outputs.
+        draw_noise: `draw_noise(i)` gives the noise of step i, [B, ...]; called once per step, in order.
+        to_output: converts raw model outputs [n, ...] at states [n, ...] of steps [n] into the table's.
         ranks: who shares the evaluations; all must be given the same `start`.
     """
 
@@ -90,34 +89,17 @@ class PicardSolver:
         self.noise = torch.zeros_like(self.outputs) if table.stochastic and draw_noise else None
         self.states[1:] = self.states[0]  # the paper's initial guess; the other updates overwrite it
 
-        self._load_coefficients(size)
+        self.recurrence = Recurrence(table, config, self.states)
         self.progress = [SampleProgress(self.num_steps) for _ in range(self.batch)]
         self.secants: SecantHistory | None = None
         if config.update == "secant":
-            self.secants = SecantHistory(self.outputs, config.memory, green(table, self.rule), self.slope)
+            self.secants = SecantHistory(
+                self.outputs, config.memory, green(table, self.recurrence.rule), self.recurrence.slope
+            )
         self.anderson = Anderson(config.memory) if config.update == "anderson" else None
         self.stats = Stats(num_steps=self.num_steps, batch=self.batch)
         self._items: tuple[Tensor, Tensor] | None = None
         self._opened_at = time.perf_counter()
-
-    def _load_coefficients(self, size: int) -> None:
-        table, config = self.table, self.config
-        prior_variance = 1.0 if config.update == "v" else config.prior_variance
-        self.rule = rule = published(table) if config.update == "published" else linearised(table, prior_variance)
-
-        def on_device(values: Sequence[object]) -> Tensor:
-            return torch.tensor(values, dtype=self.dtype, device=self.device)
-
-        self.state_coef = on_device(rule.state)
-        self.anchor_coef = on_device(rule.anchor)
-        self.output_coef = on_device(rule.output)
-        self.slope = on_device(rule.slope)
-        self.noise_coef = on_device(table.noise)
-        unscaled = all(scale == 1 for scale in table.input_scale)
-        self.input_scale = None if unscaled else on_device(table.input_scale)
-        self.x0_coef = on_device(tuple(zip(table.x0_state, table.x0_output, strict=True)))
-        weights = residual_weights(table, config.stopping)
-        self.residual_scale = on_device([weight / size for weight in weights])
 
     # ------------------------------------------------------------------ rounds
 
@@ -160,8 +142,8 @@ class PicardSolver:
         for sample, progress in enumerate(self.progress):
             if progress.done:
                 continue
-            # Before anything is known of a trajectory, its start alone is worth an evaluation: the others would
-            # be guesses, and evaluating them saved a third of a round for a tenth more evaluations.
+            # Before anything is known of a trajectory, its start alone is worth an evaluation: the others
+            # would be guesses, and evaluating them saved a third of a round for a tenth more evaluations.
             fresh = progress.hold < 0 and not whole
             rows = progress.choose(self.window, 1 if fresh or start_only else limit, threshold)
             steps += rows
@@ -175,9 +157,10 @@ class PicardSolver:
     def model_inputs(self, part: Share) -> Tensor:
         """The states of a share as the model takes them, [n, ...]: scaled as the scheduler scales them."""
         states = self.states_at(part)
-        if self.input_scale is None:
+        scale = self.recurrence.input_scale
+        if scale is None:
             return states
-        return states * self.input_scale[part.steps].view(-1, *(1,) * len(self.shape))
+        return states * scale[part.steps].view(-1, *(1,) * len(self.shape))
 
     def close_round(self, part: Share, raw_outputs: Tensor) -> None:
         """Take the model outputs of this rank's share, [n, ...], and improve the trajectory.
@@ -211,13 +194,6 @@ class PicardSolver:
         self._update()
         self._items = None
 
-    def _scan(self, outputs: Tensor, begin: Tensor, hold: Tensor, end: Tensor) -> Tensor:
-        return picard_update(
-            self.states, self.anchors, outputs, self.noise,
-            self.state_coef, self.anchor_coef, self.output_coef, self.noise_coef,
-            self.x0_coef, self.residual_scale, begin, hold, end,
-        )  # fmt: skip
-
     def _known(self) -> list[int]:
         return [progress.hold for progress in self.progress]
 
@@ -227,15 +203,14 @@ class PicardSolver:
             progress.begin if progress.done else progress.scan_end(self.window) for progress in self.progress
         ]
         if self.config.update == "published":  # only evaluated rows; new ones copy the last state
-            ends = [
-                min(end, progress.hold + 1) for end, progress in zip(ends, self.progress, strict=True)
-            ]
+            ends = [min(end, progress.hold + 1) for end, progress in zip(ends, self.progress, strict=True)]
         self._prepare_noise(max(ends))
         bounds = torch.tensor([begins, self._known(), ends], device=self.device)
-        residual = self._scan(self.outputs, bounds[0], bounds[1], bounds[2])
+        scan = self.recurrence.scan
+        residual = scan(self.states, self.anchors, self.outputs, self.noise, bounds)
         if self.secants is not None:
             corrected = self.secants.correct(self.states, self.anchors, self.outputs, begins, self._known())
-            residual = self._scan(corrected, bounds[0], bounds[1], bounds[2])
+            residual = scan(self.states, self.anchors, corrected, self.noise, bounds)
         if self.anderson is not None:
             residual = self.anderson.mix(self, begins, ends, residual)
         self._advance(begins, ends, residual)
@@ -248,7 +223,7 @@ class PicardSolver:
             begin, end = begins[sample], ends[sample]
             if not progress.done:
                 window = rows[sample][begin + 1 - first : end + 1 - first]
-                self._check_finite(window, begin, sample, progress.hold)
+                self._check_finite(window, begin, sample)
                 progress.advance([self._relative(value) for value in window])
                 evaluated = window[: max(progress.hold - begin, 0)]
                 largest = max(largest, *(math.sqrt(value) for value in evaluated), 0.0)
@@ -275,18 +250,19 @@ class PicardSolver:
             return 0.0 if residual == 0 else math.inf
         return residual / self.config.tolerance**2
 
-    def _check_finite(self, window: list[float], begin: int, sample: int, hold: int) -> None:
+    def _check_finite(self, window: list[float], begin: int, sample: int) -> None:
         for offset, value in enumerate(window):
             if not math.isfinite(value):
                 step = begin + offset
                 raise DivergedError(
                     f"round {self.stats.rounds + 1}: step {step} of sample {sample} (timestep "
-                    f"{self.table.timesteps[step]:g}) is not finite; the model returned NaN or infinity there, "
-                    "or left the range of its dtype: run it sequentially to see whether it does so too, or in float32"
+                    f"{self.table.timesteps[step]:g}) is not finite; the model returned NaN or infinity, or "
+                    "left the range of its dtype; sample sequentially to see whether it does so too, or in "
+                    "float32"
                 )
 
     def _prepare_noise(self, rows: int) -> None:
-        """Draw the noise of the steps before `rows`, once each, in order (the order sequential sampling draws in)."""
+        """Draw the noise of the steps before `rows`, once each and in order, as sequential sampling does."""
         if self._draw_noise is None:
             return
         while self._noise_rows < rows:

@@ -1,12 +1,12 @@
 """Secant update: each step learns the Jacobian of its output from its own earlier evaluations.
 
-For the row of step j let dX [m, D] be the last changes of the states it was evaluated at, and dY [m, D] the changes
-of its outputs that the linear slope did not explain. The output at a new state x is taken as
+For the row of step j let dX [m, D] be the last changes of the states it was evaluated at, and dY [m, D] the
+changes of its outputs that the linear slope did not explain. The output at a new state x is taken as
 
     y_j(x) ~ y[j] + slope[j] (x - xa[j]) + dY^T c_j,    c_j = (dX dX^T + ridge)^-1 dX (x - xa[j])
 
-(a multi-secant, or type-I Anderson, estimate per row). The states depend on the corrections before them: adding a
-vector to y_l moves x[j] by green[j, l] times that vector, so that all c_j solve one block-triangular system
+(a multi-secant, or type-I Anderson, estimate per row). The states depend on the corrections before them:
+adding a vector to y_l moves x[j] by green[j, l] times it, so all c_j solve one block-triangular system
 
     c_j = P_j dX_j (x0[j] - xa[j]) + P_j sum_{l < j} green[j, l] (dX_j dY_l^T) c_l
 
@@ -77,8 +77,10 @@ class SecantHistory:
         self._defects[steps, samples, slot] = defect
         self._counts[steps, samples] += again
 
-    def correct(self, states: Tensor, anchors: Tensor, outputs: Tensor, begins: list[int], holds: list[int]) -> Tensor:
-        """Outputs with secant corrections for rows begin..hold of each sample; `states` as updated without them."""
+    def correct(
+        self, states: Tensor, anchors: Tensor, outputs: Tensor, begins: list[int], holds: list[int]
+    ) -> Tensor:
+        """Outputs with corrections for rows begin..hold of each sample; `states` as updated without them."""
         for sample, (begin, hold) in enumerate(zip(begins, holds, strict=True)):
             if hold < begin:
                 continue
@@ -86,7 +88,9 @@ class SecantHistory:
             changes, defects = self._changes[rows, sample], self._defects[rows, sample]  # [W, m, D]
             move = states[rows, sample] - anchors[rows, sample]
             weights = self._solve(changes, defects, move, self._green[rows, rows])
-            self.corrected[rows, sample] = outputs[rows, sample] + torch.einsum("wm,wmd->wd", weights, defects)
+            self.corrected[rows, sample] = outputs[rows, sample] + torch.einsum(
+                "wm,wmd->wd", weights, defects
+            )
         return self.corrected
 
     def _solve(self, changes: Tensor, defects: Tensor, move: Tensor, green: Tensor) -> Tensor:

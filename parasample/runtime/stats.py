@@ -27,8 +27,8 @@ class RoundRecord:
 class Stats:
     """Costs of the last call.
 
-    `evaluations` counts states evaluated over all samples and ranks (with guidance one state may be two rows of
-    the model's batch); `bytes_sent` is what this rank sent; `window` is the number of states of each round.
+    `evaluations` counts states evaluated over all samples and ranks (with guidance one state may be two rows
+    of the model's batch); `bytes_sent` is what this rank sent; `window` the number of states of each round.
     """
 
     num_steps: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -33,7 +34,9 @@ class Observed:
     outputs: torch.Tensor = field(
         default_factory=lambda: torch.linspace(0, 2, STEPS).view(-1, 1, 1).expand(-1, 1, 16)
     )
-    x0_coef: torch.Tensor = field(default_factory=lambda: torch.tensor([[0.0, 0.5]]).expand(STEPS, 2))
+    recurrence: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(x0_coef=torch.tensor([[0.0, 0.5]]).expand(STEPS, 2))
+    )
 
 
 def observed(price: float) -> Observed:

@@ -137,6 +137,16 @@ def test_callback_that_changes_latents(tiny: Any, change: Any, name: str, guidan
     run_both(pipe, call, change, guidance_scale=guidance)
 
 
+def test_predictor_corrector_refuses_changed_latents(tiny: Any) -> None:
+    pipe, call = tiny
+    pipe.scheduler = make_scheduler("unipc")
+    with (
+        ps.parallelize(pipe, METHOD),
+        pytest.raises(ps.UnsupportedPipelineError, match="goes on from its own last state"),
+    ):
+        run(pipe, call, callback_on_step_end=replace_at_once())
+
+
 @pytest.mark.parametrize("step", [0, 2, STEPS - 1])
 def test_interrupt(tiny: Any, step: int) -> None:
     pipe, call = tiny

@@ -43,6 +43,8 @@ class ReadScheduler:
     Attributes:
         table: T steps. Its y is the raw model output m, or to_output(m, ...) where that is not None.
         noise: draws z[i] as the scheduler would.
+        replaceable: whether the recurrence holds for states from elsewhere, too. Predictor-correctors go on
+            from their own last state, so that a state put in by somebody else is not what they continue from.
         to_output: y [n, ...] of raw outputs [n, ...], states [n, ...] and table steps [n] (int64); None where
             y is m. See `ClippedOutput`.
     """
@@ -50,6 +52,7 @@ class ReadScheduler:
     table: AffineTable
     noise: NoiseSource
     to_output: Callable[[Tensor, Tensor, Tensor], Tensor] | None
+    replaceable: bool = True
 
 
 def read_scheduler(
@@ -118,28 +121,34 @@ def _read(
 ) -> ReadScheduler:
     if str(scheduler.config.get("variance_type", "")).startswith("learned"):
         raise Unreadable("it takes the size of its noise from the model's output (variance_type learned)")
-    probe = _probe(scheduler, begin_index, begin, kwargs)
+    probe, replaceable = _probe(scheduler, begin_index, begin, kwargs)
     table, to_output = _tabulate(scheduler, begin, probe)
     noise = NoiseSource(probe.draws, probe.noise_dtype)
     verify(scheduler, begin_index, begin, kwargs, table, noise, to_output, dtype)
-    return ReadScheduler(table, noise, to_output)
+    return ReadScheduler(table, noise, to_output, replaceable)
 
 
-def _probe(scheduler: Any, begin_index: int | None, begin: int, kwargs: Mapping[str, Any]) -> Probe:
-    """The plain reading, or along the scheduler's own trajectory where that gives a shorter history."""
+def _probe(
+    scheduler: Any, begin_index: int | None, begin: int, kwargs: Mapping[str, Any]
+) -> tuple[Probe, bool]:
+    """The plain reading, or along the scheduler's own trajectory where that gives a shorter history.
+
+    Also whether the reading holds for states from elsewhere: the plain one does.
+    """
     try:
         plain = probe_steps(scheduler, begin_index, begin, kwargs)
     except Unreadable:
         if not hasattr(scheduler, "convert_model_output"):
             raise
-        return probe_chain(scheduler, begin_index, begin, kwargs)
+        return probe_chain(scheduler, begin_index, begin, kwargs), False
     if plain.state.shape[1] <= _USUAL_COLUMNS:
-        return plain
+        return plain, True
     try:
         along = probe_chain(scheduler, begin_index, begin, kwargs)
     except Unreadable:
-        return plain
-    return min(plain, along, key=lambda probe: probe.state.shape[1])
+        return plain, True
+    shorter = along.state.shape[1] < plain.state.shape[1]
+    return (along, False) if shorter else (plain, True)
 
 
 def _tabulate(scheduler: Any, begin: int, probe: Probe) -> tuple[AffineTable, ClippedOutput | None]:

@@ -6,17 +6,17 @@ import argparse
 from types import ModuleType
 from typing import Any
 
-from parasample.cli.bench import fidelity, frontier, overhead, rounds
+from parasample.cli.bench import fidelity, frontier, overhead, ranks, rounds
 from parasample.cli.bench.results import add_bench_options
 
-BENCHES: tuple[ModuleType, ...] = (rounds, frontier, fidelity, overhead)
+BENCHES: tuple[ModuleType, ...] = (rounds, frontier, fidelity, overhead, ranks)
 EXAMPLE = "example:\n  parasample bench rounds --quick\n  parasample bench fidelity --samples 2000"
 
 
 def add_parser(commands: Any) -> None:
     """Add `bench` and its benchmarks to the command line."""
     parser = commands.add_parser(
-        "bench", help="measure rounds, frontier, fidelity or overhead and keep the rows", description=__doc__,
+        "bench", help="measure one thing and keep the rows", description=__doc__,
         epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     benches = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -57,26 +60,47 @@ class TorchRanks:
             dist.all_gather_into_tensor(whole, part, group=self.group)
         except RuntimeError as error:
             raise TransportError(
-                f"rank {self.rank} of {self.size} waited for the other ranks' model outputs of this round and "
-                f"did not get them: {error}. A rank has ended or is too slow; look at the other ranks' output"
+                f"rank {self.rank} of {self.size} waited for the other ranks' model outputs of this round "
+                f"and did not get them: {error}. A rank has ended or is too slow; look at its output"
             ) from error
         return whole
 
     def require_same(self, what: str, value: Tensor) -> None:
-        # A checksum over the bits: equal tensors give equal sums, and a difference is found with certainty enough.
+        # A checksum over the bits: equal tensors give equal sums; a difference is as good as always found.
         bits = value.detach().contiguous().cpu().view(torch.uint8).to(torch.int64)
         position = torch.arange(1, bits.numel() + 1, dtype=torch.int64).view(bits.shape)
         digest = torch.stack([bits.sum(), (bits * position).sum()]).to(value.device)
         digests = self.all_gather(digest[None])
         if not bool((digests == digests[0]).all()):
             raise ConfigError(
-                f"{what} differs between the {self.size} ranks; give every rank the same inputs and a generator "
-                "with the same seed: generator=torch.Generator().manual_seed(seed)"
+                f"{what} differs between the {self.size} ranks; give every rank the same inputs and a "
+                "generator with the same seed: generator=torch.Generator().manual_seed(seed)"
             )
 
 
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT = timedelta(seconds=120)  # of one exchange; a round of a big model on a slow rank stays far below it
+
+
 def default_ranks() -> Ranks:
-    """All ranks of the running job: the default process group if one is initialised, else this process alone."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    """All ranks of the running job: the default process group, joined first under `torchrun`.
+
+    A script that starts its own process group keeps it. Otherwise the group gets Gloo for CPU tensors and
+    NCCL for CUDA tensors, and this process the CUDA device of its local rank. Without torchrun: one rank.
+    """
+    if not dist.is_available():
+        return LOCAL
+    if not dist.is_initialized() and all(name in os.environ for name in TORCHRUN_VARIABLES):
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        atexit.register(_leave)
+    if dist.is_initialized() and dist.get_world_size() > 1:
         return TorchRanks()
     return LOCAL
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
