@@ -28,9 +28,8 @@ class WindowChooser:
     """Chooses windows for one pipeline (or model) from the calls it has seen.
 
     The first call has a window of at most 32 and is observed: how long rounds of different sizes took, and
-    how
-    many rounds the window needed. From then on the window predicted to be the fastest is used; window 1 where
-    sequential sampling is. Nothing is evaluated for the sake of measuring.
+    how many rounds the window needed. From then on the window predicted to be the fastest is used; window 1
+    where sequential sampling is. Nothing is evaluated for the sake of measuring.
     """
 
     def __init__(self) -> None:

@@ -28,19 +28,17 @@ def parallelize(pipe: Any, *methods: Picard) -> Handle:
 
     Args:
         pipe: a diffusers pipeline, or any object with a `scheduler` (diffusers' interface) and denoisers
-        among its
-            attributes whose forward takes a timestep. It is called as before, with any arguments.
-        methods: `ps.Picard(...)`. Under `torchrun`, with `torch.distributed` initialised, the model
-        evaluations of
-            a round are shared by all ranks; every rank makes the same call and gets the same result.
+            among its attributes whose forward takes a timestep. It is called as before, with any arguments.
+        methods: `ps.Picard(...)`. Under `torchrun` the model evaluations of a round are shared by all ranks;
+            every rank makes the same call, with a generator of the same seed, and gets the same result.
 
     Returns:
         A handle with `stats` of the last call and `restore()`; also a context manager that restores on exit.
 
     Raises:
         ConfigError: for methods that do not fit together, or a pipeline that is parallelized already.
-        UnsupportedPipelineError: when the pipeline or its scheduler cannot be sampled in parallel, with the
-        reason.
+        UnsupportedPipelineError: when the pipeline or its scheduler cannot be sampled in parallel, with
+            the reason.
     """
     if len(methods) != 1 or not isinstance(methods[0], Picard):
         found = ", ".join(type(method).__name__ for method in methods) or "nothing"

@@ -186,8 +186,7 @@ class PipelineRun:
         self._check_start(read, sample)
         self._replaceable = read.replaceable
         half = sample.shape[0] // 2
-        # Pipelines that keep both guidance halves in the sample (DiT) have equal halves; they are solved
-        # once.
+        # Pipelines that keep both guidance halves in the sample (DiT) have equal halves: solved once.
         self._doubled = (
             sample.shape[0] % 2 == 0
             and torch.equal(sample[:half], sample[half:])

@@ -1,8 +1,8 @@
 """What a tolerance costs in fidelity, beside the yardstick: fewer sequential steps at as many rounds.
 
 Each row samples the same seeds and prompts. Frechet distance is between the classifier's features of a row
-and of
-sequential sampling; sequential sampling with other seeds gives the noise floor. RMS is of the final latents.
+and of sequential sampling; sequential sampling with other seeds gives the noise floor. RMS is of the final
+latents.
 """
 
 from __future__ import annotations
