@@ -12,7 +12,6 @@ import os
 import time
 
 import torch
-import torch.distributed as dist
 from diffusers import DiffusionPipeline
 
 import parasample as ps
@@ -20,13 +19,8 @@ from parasample.models import demo_model_path
 
 
 def main() -> None:
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    rank, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     pipe = DiffusionPipeline.from_pretrained(demo_model_path()).to(device, torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
@@ -36,12 +30,10 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         image = pipe("a sneaker", num_inference_steps=50, generator=generator).images[0]
         seconds = time.perf_counter() - began_at
-    if local_rank == 0:
+    if rank == 0:
         image.save("many_devices.png")
         stats = handle.stats
         print(f"{ranks} ranks: 50 steps in {stats.rounds} rounds, {seconds:.2f} s, {stats.bytes_sent} B sent")
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

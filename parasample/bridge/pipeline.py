@@ -164,19 +164,20 @@ def wrap_scheduler(scheduler: Any, handle: Handle) -> Any:
         original.set_timesteps(self, *args, **kwargs)
         handle.begin_run(unwrapped_copy(self, original))
 
-    bind = inspect.signature(original.step)
+    signature = inspect.signature(original.step)
+    parameters = list(signature.parameters)[1:]
 
     @functools.wraps(original.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         run = handle.run
         if run is None or not run.active:
             return original.step(self, *args, **kwargs)
-        given = dict(bind.bind(self, *args, **kwargs).arguments)
-        given.pop("self", None)
-        extra = given.pop("kwargs", {})
-        output, timestep, sample = (given.pop(name) for name in list(bind.parameters)[1:4])
+        if run.solver is None:
+            signature.bind(self, *args, **kwargs)  # wrong arguments raise what the scheduler itself would
+        given = dict(zip(parameters, args, strict=False)) | kwargs
+        output, timestep, sample = (given.pop(name) for name in parameters[:3])
         as_dict, generator = given.pop("return_dict", True), given.pop("generator", None)
-        state_after = run.step(output, timestep, sample, generator, given | extra)
+        state_after = run.step(output, timestep, sample, generator, given)
         if hasattr(self, "_step_index"):
             self._step_index = run.first_index + run.row
         return _step_output(original, state_after) if as_dict else (state_after,)

@@ -181,16 +181,18 @@ class PicardSolver:
             flat = gathered[: len(self._item_steps)]
         steps, samples = self._items
         states = self.states[steps, samples]
+        rows: dict[int, list[int]] = {}
+        for step, sample in zip(self._item_steps, self._item_samples, strict=True):
+            rows.setdefault(sample, []).append(step)
         if self.secants is not None:
-            holds = torch.tensor(self._known(), device=self.device)
-            new = Evaluations(steps, samples, states, flat)
-            self.secants.learn(new, steps <= holds[samples], self.anchors, self.outputs)
+            holds = self._known()
+            known = steps <= torch.tensor(holds, device=self.device)[samples]
+            self.secants.learn(Evaluations(steps, samples, states, flat, known), self.anchors, self.outputs)
+            self.secants.ready.update(sample for sample in rows if rows[sample][0] <= holds[sample])
         self.anchors[steps, samples] = states
         self.outputs[steps, samples] = flat
-        for sample, progress in enumerate(self.progress):
-            rows = [s for s, b in zip(self._item_steps, self._item_samples, strict=True) if b == sample]
-            if rows:
-                progress.evaluated(rows)
+        for sample, evaluated in rows.items():
+            self.progress[sample].evaluated(evaluated)
         self._update()
         self._items = None
 

@@ -42,12 +42,16 @@ def green(table: AffineTable, rule: UpdateRule) -> Tensor:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """New outputs [n, D] at states [n, D] of the pairs (steps, samples), both int64 [n]."""
+    """New outputs [n, D] at states [n, D] of the pairs (steps, samples), both int64 [n].
+
+    `again` bool [n]: pairs that were evaluated before; the others have nothing to compare with.
+    """
 
     steps: Tensor
     samples: Tensor
     states: Tensor
     outputs: Tensor
+    again: Tensor
 
 
 class SecantHistory:
@@ -59,23 +63,21 @@ class SecantHistory:
         self._changes = outputs.new_zeros((steps, batch, memory, size))
         self._defects = torch.zeros_like(self._changes)
         self._counts = torch.zeros(steps, batch, dtype=torch.int64, device=outputs.device)
+        self.ready: set[int] = set()  # samples with a step that was evaluated twice
         self._green = green.to(outputs)
         self._slope = slope
         self.corrected = torch.zeros_like(outputs)
 
-    def learn(self, new: Evaluations, again: Tensor, anchors: Tensor, outputs: Tensor) -> None:
-        """Note how outputs changed since the last evaluation, kept in `anchors` and `outputs`.
-
-        `again` bool [n]: pairs that had been evaluated before; the others have nothing to compare with.
-        """
+    def learn(self, new: Evaluations, anchors: Tensor, outputs: Tensor) -> None:
+        """Note how outputs changed since the last evaluation, kept in `anchors` and `outputs`."""
         steps, samples = new.steps, new.samples
-        seen = again[:, None].to(anchors.dtype)
+        seen = new.again[:, None].to(anchors.dtype)
         change = (new.states - anchors[steps, samples]) * seen
         defect = (new.outputs - outputs[steps, samples]) * seen - self._slope[steps, None] * change
         slot = self._counts[steps, samples] % self.memory
         self._changes[steps, samples, slot] = change
         self._defects[steps, samples, slot] = defect
-        self._counts[steps, samples] += again
+        self._counts[steps, samples] += new.again
 
     def correct(
         self, states: Tensor, anchors: Tensor, outputs: Tensor, begins: list[int], holds: list[int]
@@ -85,6 +87,9 @@ class SecantHistory:
             if hold < begin:
                 continue
             rows = slice(begin, hold + 1)
+            if sample not in self.ready:
+                self.corrected[rows, sample] = outputs[rows, sample]
+                continue
             changes, defects = self._changes[rows, sample], self._defects[rows, sample]  # [W, m, D]
             move = states[rows, sample] - anchors[rows, sample]
             weights = self._solve(changes, defects, move, self._green[rows, rows])

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from parasample.errors import ConfigError, TransportError
 
+# torch 2.13 gave it this name and warns of the old one, which is all that 2.11 has.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class Ranks(Protocol):
     """A group of processes that share the evaluations of a round."""
@@ -57,7 +60,7 @@ class TorchRanks:
         part = part.contiguous()
         whole = part.new_empty((self.size * part.shape[0], *part.shape[1:]))
         try:
-            dist.all_gather_into_tensor(whole, part, group=self.group)
+            _gather(whole, part, group=self.group)
         except RuntimeError as error:
             raise TransportError(
                 f"rank {self.rank} of {self.size} waited for the other ranks' model outputs of this round "
