@@ -31,7 +31,7 @@ import parasample.models
 from parasample.models import FashionClassifier
 
 DEBIAN_DATA = Path("/usr/share/datasets/fashion-mnist")
-DEFAULT_MINUTES = {"vae": 20.0, "unet": 70.0, "classifier": 8.0}
+DEFAULT_MINUTES = {"vae": 22.0, "unet": 62.0, "classifier": 8.0}
 STAGES = ("vae", "unet", "classifier", "export")
 SAVE_EVERY_S = 120.0  # what an interruption may cost
 
@@ -54,7 +54,7 @@ UNCONDITIONAL = len(NAMES)  # row of the empty prompt, after the ten classes
 CAPTION_DROPOUT = 0.12  # share of pictures trained with the empty prompt, for classifier-free guidance
 KL_WEIGHT = 0.002  # against the L1 error summed over a picture; at 0.02 one of four channels falls silent
 MIN_SNR_GAMMA = 5.0  # arXiv 2303.09556, section 3.4
-EMA_DECAY = 0.999  # averages the last thousand of some eight thousand steps
+EMA_DECAY = 0.999  # averages the last thousand of some ten thousand steps
 
 
 def load_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
