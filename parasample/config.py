@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal, TypeGuard
 
 from parasample.errors import ConfigError
 
@@ -54,16 +55,23 @@ class Picard:
     record: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.window, bool) or not (
-            self.window in ("full", "auto") or isinstance(self.window, int)
-        ):
-            raise ConfigError(f'window={self.window!r} is neither a number of steps, "full" nor "auto"')
-        if isinstance(self.window, int) and self.window < 1:
-            raise ConfigError(f"window={self.window} is below 1; pass the number of steps to work on at once")
-        if not (
-            isinstance(self.tolerance, int | float) and math.isfinite(self.tolerance) and self.tolerance >= 0
-        ):
-            raise ConfigError(f"tolerance={self.tolerance!r} is not a finite number of at least 0")
+        for name in ("window", "states_per_round", "memory"):
+            self._plain(name, Integral, int)
+        for name in ("tolerance", "prior_variance"):
+            self._plain(name, Real, float)
+        if not (isinstance(self.window, str) and self.window in ("full", "auto")):
+            if not _is_int(self.window):
+                raise ConfigError(
+                    f'window={self.window!r} is neither a number of steps, "full" nor "auto"; pass one'
+                )
+            if self.window < 1:
+                raise ConfigError(
+                    f"window={self.window} is below 1; pass the number of steps to work on at once"
+                )
+        if not (_is_number(self.tolerance) and self.tolerance >= 0):
+            raise ConfigError(
+                f"tolerance={self.tolerance!r} is not a finite number of at least 0; pass one, such as 0.015"
+            )
         if self.update not in UPDATES:
             raise ConfigError(f"update={self.update!r} is unknown; choose one of {', '.join(UPDATES)}")
         if self.stopping not in STOPPING_RULES:
@@ -71,19 +79,31 @@ class Picard:
                 f"stopping={self.stopping!r} is unknown; choose one of {', '.join(STOPPING_RULES)}"
             )
         if self.states_per_round is not None and not (
-            isinstance(self.states_per_round, int) and self.states_per_round >= 1
+            _is_int(self.states_per_round) and self.states_per_round >= 1
         ):
             raise ConfigError(
-                f"states_per_round={self.states_per_round!r} is not a whole number of at least 1"
+                f"states_per_round={self.states_per_round!r} is not a whole number of at least 1; pass one, "
+                "or None for every state of the window that needs an evaluation"
             )
-        if not (math.isfinite(self.prior_variance) and self.prior_variance > 0):
-            raise ConfigError(f"prior_variance={self.prior_variance!r} is not a positive finite number")
-        if not (isinstance(self.memory, int) and 1 <= self.memory <= 8):
-            raise ConfigError(f"memory={self.memory!r} is not a whole number from 1 to 8")
+        if not (_is_number(self.prior_variance) and self.prior_variance > 0):
+            raise ConfigError(
+                f"prior_variance={self.prior_variance!r} is not a positive finite number; pass the data's "
+                "variance, about 1"
+            )
+        if not (_is_int(self.memory) and 1 <= self.memory <= 8):
+            raise ConfigError(
+                f"memory={self.memory!r} is not a whole number from 1 to 8; pass one, such as 2"
+            )
         if self.exact and self.tolerance != 0:
             raise ConfigError(
                 f"exact=True needs tolerance=0, found tolerance={self.tolerance}; pass tolerance=0"
             )
+
+    def _plain(self, name: str, kind: type, plain: type[int] | type[float]) -> None:
+        # NumPy's numbers become Python's, so that equal methods print alike (ranks compare them by that).
+        value = getattr(self, name)
+        if isinstance(value, kind) and type(value) not in (bool, int, float):
+            object.__setattr__(self, name, plain(value))
 
     def window_for(self, num_steps: int) -> int:
         """The window in steps for a run of `num_steps`; "auto" must have been resolved before."""
@@ -94,3 +114,11 @@ class Picard:
         if self.window > num_steps:
             raise ConfigError(f"window={self.window} exceeds num_steps={num_steps}; pass window<={num_steps}")
         return self.window
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from tiny_pipelines import run, stable_diffusion
@@ -26,13 +27,19 @@ CONFIG = {
     "tolerance-nan": ({"tolerance": float("nan")}, ["tolerance=nan", "finite"]),
     "tolerance-inf": ({"tolerance": float("inf")}, ["tolerance=inf", "finite"]),
     "tolerance-word": ({"tolerance": "tight"}, ["tolerance='tight'", "number"]),
+    "tolerance-bool": ({"tolerance": False}, ["tolerance=False", "number", "pass"]),
     "update-unknown": ({"update": "newton"}, ["'newton'", "published", "secant"]),
     "stopping-unknown": ({"stopping": "never"}, ["'never'", "x0", "published"]),
     "exact-with-tolerance": ({"exact": True, "tolerance": 0.1}, ["exact=True", "pass tolerance=0"]),
     "states-per-round-0": ({"states_per_round": 0}, ["states_per_round=0", "at least 1"]),
     "states-per-round-float": ({"states_per_round": 1.5}, ["states_per_round=1.5", "whole number"]),
+    "states-per-round-bool": ({"states_per_round": True}, ["states_per_round=True", "whole number", "pass"]),
     "prior-variance-0": ({"prior_variance": 0.0}, ["prior_variance=0.0", "positive"]),
+    "prior-variance-word": ({"prior_variance": "1"}, ["prior_variance='1'", "number", "pass"]),
+    "prior-variance-bool": ({"prior_variance": True}, ["prior_variance=True", "number", "pass"]),
     "memory-9": ({"memory": 9}, ["memory=9", "1 to 8"]),
+    "memory-bool": ({"memory": True}, ["memory=True", "1 to 8", "pass"]),
+    "memory-float": ({"memory": 2.0}, ["memory=2.0", "whole number"]),
 }  # fmt: skip
 
 
@@ -47,6 +54,20 @@ def test_config(row: str) -> None:
     with pytest.raises(ps.ConfigError) as error:
         ps.Picard(**arguments)
     assert_says(error, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("window", np.int64(7)), ("states_per_round", np.int32(4)), ("memory", np.uint8(3)),
+     ("tolerance", np.float32(0.5)), ("tolerance", np.float64(0.25)), ("prior_variance", np.int64(2))],
+    ids=lambda value: type(value).__name__ if isinstance(value, np.generic) else value,
+)  # fmt: skip
+def test_numpy_numbers_become_plain_ones(name: str, value: Any) -> None:
+    config = ps.Picard(**{name: value})
+    assert type(getattr(config, name)) in (int, float)
+    assert config == ps.Picard(**{name: value.item()})
+    number = value.item() if name != "prior_variance" else float(value)
+    assert repr(config) == repr(ps.Picard(**{name: number})), "ranks compare methods by how they print"
 
 
 def solve(
