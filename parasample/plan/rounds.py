@@ -22,9 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from parasample.plan.table import AffineTable
-from parasample.plan.window import SampleProgress
-
-REEVALUATE_AT = 0.7  # as in parasample.runtime.picard, in fractions of the tolerance
+from parasample.plan.window import REEVALUATE_AT, SampleProgress
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+# A row whose error exceeds this fraction of the tolerance is evaluated again although it would still be
+# accepted: what rows depend on must be more accurate than what is asked of them.
+REEVALUATE_AT = 0.7
+
 
 class SampleProgress:
     """Progress of one sample: rows before `begin` are finished, rows up to `hold` have been evaluated."""
