@@ -101,8 +101,7 @@ def resolve_window(
         return config
     window = min(num_steps, FIRST_WINDOW) if chooser is None else chooser.window(num_steps)
     if ranks.size > 1:  # timings differ from rank to rank: the first rank's choice counts
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        window = int(ranks.all_gather(torch.tensor([window], device=device))[0])
+        window = int(ranks.all_gather(torch.tensor([window]))[0])
     return replace(config, window=max(window, 1))
 
 

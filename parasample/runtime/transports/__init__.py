@@ -16,6 +16,9 @@ from parasample.errors import ConfigError, TransportError
 # torch 2.13 gave it this name and warns of the old one, which is all that 2.11 has.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
+# The device type each backend exchanges tensors on. Gloo claims CUDA too, but copies through the host itself.
+HOME = {"gloo": "cpu", "nccl": "cuda"}
+
 
 class Ranks(Protocol):
     """A group of processes that share the evaluations of a round."""
@@ -24,7 +27,7 @@ class Ranks(Protocol):
     rank: int
 
     def all_gather(self, part: Tensor) -> Tensor:
-        """Concatenate every rank's `part` [n, ...] in rank order: [size * n, ...], on every rank."""
+        """Concatenate every rank's `part` [n, ...] in rank order: [size * n, ...], on `part`'s device."""
         ...
 
     def require_same(self, what: str, value: Tensor) -> None:
@@ -48,6 +51,20 @@ class LocalRank:
 LOCAL = LocalRank()
 
 
+def carrier_type(backend: str, device_type: str) -> str:
+    """The device type on which a process group exchanges a tensor that lies on `device_type`.
+
+    Args:
+        backend: as `torch.distributed` writes it: "nccl", "gloo" or pairs such as "cpu:gloo,cuda:nccl".
+        device_type: "cpu" or "cuda"; kept where the group serves it, or where its backends are unknown.
+    """
+    served = []
+    for entry in backend.split(","):
+        claimed, _, name = entry.strip().rpartition(":")
+        served.append(HOME.get(name, claimed or device_type))
+    return device_type if device_type in served else served[0]
+
+
 class TorchRanks:
     """Ranks of a `torch.distributed` process group (Gloo on CPUs, NCCL on GPUs)."""
 
@@ -55,8 +72,12 @@ class TorchRanks:
         self.group = group
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
+        self._backend = dist.get_backend_config(group)
 
     def all_gather(self, part: Tensor) -> Tensor:
+        home, carrier = part.device, carrier_type(self._backend, part.device.type)
+        if carrier != home.type:  # such as a control message on the CPU in a group that only has NCCL
+            part = part.to(carrier)
         part = part.contiguous()
         whole = part.new_empty((self.size * part.shape[0], *part.shape[1:]))
         try:
@@ -66,7 +87,7 @@ class TorchRanks:
                 f"rank {self.rank} of {self.size} waited for the other ranks' model outputs of this round "
                 f"and did not get them: {error}. A rank has ended or is too slow; look at its output"
             ) from error
-        return whole
+        return whole.to(home)
 
     def require_same(self, what: str, value: Tensor) -> None:
         # A checksum over the bits: equal tensors give equal sums; a difference is as good as always found.
