@@ -21,10 +21,10 @@ ALLOWED = {
 }
 GROUND = {"errors", "config"}
 STANDARD_ONLY = {"plan", "config", "errors"}
-# Libraries that may be imported in one place only; `doctor` merely asks which backends exist.
+# Libraries that may be imported in one place only.
 PLACES = {
     "diffusers": ("parasample/bridge/",),
-    "torch.distributed": ("parasample/runtime/transports/", "parasample/cli/doctor.py"),
+    "torch.distributed": ("parasample/runtime/transports/",),
 }
 
 

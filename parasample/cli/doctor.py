@@ -9,10 +9,10 @@ import subprocess
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from parasample import kernels
 from parasample.cli.text import device_name, say, say_json, table, versions
+from parasample.runtime.transports.status import transport_statuses
 
 EXAMPLE = "example:\n  parasample doctor --json | python -m json.tool"
 COMPILERS = {"nvcc": ("nvcc",), "c++": ("c++", "g++", "clang++"), "cmake": ("cmake",), "ninja": ("ninja",)}
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         "devices": _devices(),
         "compilers": {name: _compiler(names) for name, names in COMPILERS.items()},
         "kernels": [vars(face) | {} for face in kernels.faces()],
-        "transports": _transports(),
+        "transports": [vars(status) | {} for status in transport_statuses()],
     }
     if args.json:
         say_json(report)
@@ -90,24 +90,3 @@ def _compiler(names: tuple[str, ...]) -> str | None:
     lines = [line for line in shown.splitlines() if line.strip()]
     line = next((line for line in lines if "release" in line), lines[0] if lines else path)
     return line.strip()
-
-
-def _transports() -> list[dict[str, Any]]:
-    found = [{"transport": "local", "available": True, "reason": "one process, nothing to exchange"}]
-    if not dist.is_available():
-        reason = "torch is built without torch.distributed"
-        return found + [
-            {"transport": name, "available": False, "reason": reason} for name in ("gloo", "nccl")
-        ]
-    gloo = dist.is_gloo_available()
-    found.append({"transport": "gloo", "available": gloo, "reason": "CPU ranks, under torchrun" if gloo else
-                  "torch is built without Gloo"})  # fmt: skip
-    if not dist.is_nccl_available():
-        reason, works = f"torch {torch.__version__} is built without NCCL", False
-    elif not torch.cuda.is_available():
-        reason, works = "torch finds no CUDA device", False
-    else:
-        count = torch.cuda.device_count()
-        version = ".".join(map(str, torch.cuda.nccl.version()))
-        reason, works = f"NCCL {version}, {count} GPU{'s' * (count > 1)}, under torchrun", True
-    return [*found, {"transport": "nccl", "available": works, "reason": reason}]
