@@ -28,7 +28,7 @@ class Stats:
     """Costs of the last call.
 
     `evaluations` counts states evaluated over all samples and ranks (with guidance one state may be two rows
-    of the model's batch); `bytes_sent` is what this rank sent; `window` the number of states of each round.
+    of the model's batch); `bytes_sent` is what this rank sent.
     """
 
     num_steps: int = 0
@@ -46,10 +46,18 @@ class Stats:
 
     @property
     def evaluations(self) -> int:
+        """States evaluated in all rounds, over all samples and ranks: the sum of `window`."""
         return sum(record.evaluations for record in self.history)
 
     @property
     def window(self) -> list[int]:
+        """States evaluated in each round, over all samples and ranks; `evaluations` is their sum.
+
+        It is what the rounds cost, not how far they reached: with `Picard(window=8)` and B samples an entry
+        is at most 8 B, and less at either end of a run and where states already held. A state that ranks
+        repeat for equal shares counts once; exact mode, which pads every round to one size, counts the rows
+        it pads with, too.
+        """
         return [record.evaluations for record in self.history]
 
     @property
