@@ -29,8 +29,7 @@ EXAMPLE = 'example:\n  parasample demo --prompt "a sneaker" --prompt "a dress" -
 PROMPTS = ["a sneaker", "a dress", "a bag", "an ankle boot"]
 CASES = (("ddpm", 1000), ("ddim", 100), ("dpm++", 50))
 # A GPU evaluates a whole trajectory of the demo model for little more than one state; of DDPM's 1000 steps
-# the paper's 64. A CPU charges by the state beyond about a dozen: there wider windows take fewer rounds but
-# longer.
+# the paper's 64. A CPU charges by the state beyond a dozen: wider windows take fewer rounds, but longer.
 WINDOWS: dict[str, dict[str, Any]] = {
     "cuda": {"ddpm": 64, "ddim": "full", "dpm++": "full"},
     "cpu": {"ddpm": 16, "ddim": 16, "dpm++": 16},

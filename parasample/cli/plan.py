@@ -111,14 +111,13 @@ def verdict(predictions: list[Prediction], best: Prediction) -> str:
         parallel = min(predictions[1:], key=lambda prediction: prediction.seconds)
         return (
             f"Sample sequentially here: the best window, {parallel.window}, would take "
-            f"{parallel.seconds / sequential.seconds:.2g}x as long, because this device charges for a "
-            f"round nearly "
-            f"by the state. {rounds}: more devices, or a device that one step leaves idle, would change that."
+            f"{parallel.seconds / sequential.seconds:.2g}x as long, because this device charges for a round "
+            f"nearly by the state. {rounds}: more devices, or a device that one step leaves idle, would "
+            "change that."
         )
     return (
         f"Use ps.Picard(window={best.window}): {sequential.seconds / best.seconds:.2g}x as fast as "
-        f"sequential sampling "
-        f"({best.seconds:.2f} s instead of {sequential.seconds:.2f} s). {rounds}."
+        f"sequential sampling ({best.seconds:.2f} s instead of {sequential.seconds:.2f} s). {rounds}."
     )
 
 

@@ -28,8 +28,7 @@ from parasample.plan.table import AffineTable, posterior_variance
 
 __all__ = ["NoiseSource", "ReadScheduler", "read_scheduler"]
 
-# Histories deeper than a third-order multistep solver's are a sign of a corrector, worth a second look by
-# `probe_chain`.
+# Histories deeper than a third-order multistep solver's hint at a corrector: `probe_chain` looks again.
 _USUAL_COLUMNS = 3
 # Pipelines alternate between a few schedules; a table of 1000 steps is under a megabyte.
 _cache: Cache[ReadScheduler] = Cache(32)
@@ -37,8 +36,7 @@ _cache: Cache[ReadScheduler] = Cache(32)
 
 @dataclass(frozen=True)
 class ReadScheduler:
-    """A scheduler's steps from its begin index on, as data and as functions; shared between calls, never
-    mutated.
+    """A scheduler's steps from its begin index on, as data and as functions; never changed after.
 
     Attributes:
         table: T steps. Its y is the raw model output m, or to_output(m, ...) where that is not None.

@@ -17,8 +17,7 @@ _VANISHING = 1e-4
 
 @dataclass(frozen=True)
 class Clip:
-    """How the scheduler clips its data prediction: between two bounds, or (None) by its
-    `_threshold_sample`."""
+    """How the scheduler clips its data prediction: between two bounds, or by `_threshold_sample` (None)."""
 
     bounds: tuple[Any, Any] | None
 

@@ -17,8 +17,7 @@ Value = TypeVar("Value")
 def fingerprint(
     scheduler: Any, begin_index: int | None, step_kwargs: Mapping[str, Any], dtype: torch.dtype
 ) -> Hashable:
-    """Everything the steps depend on: class, configuration, all attributes by value, and the call's
-    arguments.
+    """Everything the steps depend on: class, configuration, attributes by value and arguments.
 
     Attributes that cannot be compared by value (functions, nested solvers) are compared by identity; the key
     then holds them, so that no other object can take their place.

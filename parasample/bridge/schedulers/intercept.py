@@ -26,8 +26,7 @@ _CLAMPS = {
 
 
 class Unreadable(Exception):
-    """Why a scheduler's step is not an affine recurrence that we can read; the text is a clause, not a
-    sentence."""
+    """Why a scheduler's step is no affine recurrence that we can read; the text is a clause."""
 
 
 class Intercept(TorchFunctionMode):

@@ -114,9 +114,8 @@ def _levels(scheduler: Any, begin: int, steps: int) -> tuple[Tensor, Tensor] | N
     except Exception:  # whatever a foreign add_noise objects to, it did not answer
         return None
     alpha, sigma = found.T
-    inverted = scheduler.config.get(
-        "invert_sigmas", False
-    )  # sigma counts data up instead of noise down (Mochi)
+    # Mochi's sigma counts data up instead of noise down.
+    inverted = scheduler.config.get("invert_sigmas", False)
     return (sigma, alpha) if inverted else (alpha, sigma)
 
 

@@ -2,8 +2,7 @@
 
 Every step is given a state, a model output and a noise that are unit vectors nobody has used before; what
 comes back holds the coefficients of all of them, old ones included, because the scheduler keeps its history
-itself. Unit vectors are numbered modulo `_SLOTS`, so that the vectors stay short however many steps there
-are.
+itself. Unit vectors are numbered modulo `_SLOTS`: the vectors stay short however many steps there are.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ _NEGLIGIBLE = 1e-9
 
 @dataclass(frozen=True)
 class Probe:
-    """Coefficients read off a scheduler, in its raw model outputs m, or in y (`ClippedOutput`) where it
-    clips.
+    """Coefficients read off a scheduler, in its raw outputs m, or in y (`ClippedOutput`) where it clips.
 
     Attributes:
         input_scale: [T].
@@ -110,9 +108,7 @@ def probe_steps(scheduler: Any, begin_index: int | None, begin: int, step_kwargs
             rows.append(as_row(result.prev_sample, lanes))
             predictions.append(getattr(result, "pred_original_sample", None))
             if i == _SLOTS - 1 and _comes_round(rows):
-                raise Unreadable(
-                    "its history is not bounded"
-                )  # said early: stepping on would show nothing new
+                raise Unreadable("its history is not bounded")  # stepping on would show nothing new
     check_finite(rows)
     coefficients = _by_lag(torch.stack(rows))
     if bool(coefficients[:, _NOISE, 1:].any()):
@@ -121,8 +117,7 @@ def probe_steps(scheduler: Any, begin_index: int | None, begin: int, step_kwargs
 
 
 def scale_of(scheduler: Any, state: Tensor, timestep: Tensor) -> Tensor:
-    """input_scale of one step, read off `scale_model_input` on a unit vector; 1 if there is no such
-    method."""
+    """input_scale of one step, read off `scale_model_input` on a unit vector; 1 without that method."""
     if not hasattr(scheduler, "scale_model_input"):
         return torch.ones((), dtype=torch.float64)
     return scheduler.scale_model_input(state, timestep).sum().double()
@@ -197,8 +192,7 @@ def _assemble(coefficients: Tensor, recorder: _Recorder, predictions: list[Any],
 
 
 def _read_x0(predictions: list[Any]) -> Tensor | None:
-    """[2, T] coefficients of D in this step's state and output, or None if D is hidden or holds anything
-    else."""
+    """[2, T] coefficients of D in this step's state and output; None if D is hidden or holds more."""
     if any(not isinstance(prediction, Tensor) for prediction in predictions):
         return None
     found = _by_lag(torch.stack([prediction.reshape(-1).double() for prediction in predictions]))
