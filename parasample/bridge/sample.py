@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -39,21 +40,24 @@ def sample(
     model_kwargs: Mapping[str, Any] | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     step_kwargs: Mapping[str, Any] | None = None,
+    shared_kwargs: Mapping[str, Any] | None = None,
 ) -> Solution:
     """Sample `model` with a diffusers scheduler, many steps at a time.
 
     Args:
-        model: `model(x, t, **model_kwargs)` gives the model output for inputs x [n, ...] and timesteps t
-        [n]; a
-            tensor shaped as x, a tuple starting with one, or an object with `.sample`.
+        model: `model(x, t, **model_kwargs, **shared_kwargs)` gives the model output for inputs x [n, ...]
+            and timesteps t [n]: a tensor shaped as x, a tuple starting with one, or an object with `.sample`.
         scheduler: a diffusers scheduler; it is copied, not changed.
-        x_T: the starting noise [B, ...], in the scheduler's scale (times `scheduler.init_noise_sigma`).
+        x_T: the starting noise [B, ...], floating point, in the scheduler's scale (times
+            `scheduler.init_noise_sigma`).
         method: `ps.Picard(...)`.
         num_inference_steps: steps; None uses the timesteps that the scheduler has been set to.
-        model_kwargs: conditioning; tensors with B rows are matched to their samples, others are passed as
-        they are.
+        model_kwargs: conditioning; tensors with B rows are matched to their samples, all else is passed as
+            it is.
         generator: for stochastic schedulers, one or one per sample; consumed as sequential sampling would.
         step_kwargs: further arguments of `scheduler.step`, such as `eta`.
+        shared_kwargs: conditioning passed to every call as it is, never matched to samples, even if it has B
+            rows: position tables, codebooks.
 
     Raises:
         ConfigError: bad arguments. UnsupportedPipelineError: a scheduler that cannot be read.
@@ -61,27 +65,25 @@ def sample(
     """
     if not isinstance(method, Picard):
         raise ConfigError(f"expected ps.Picard(...) as method, found {type(method).__name__}")
-    if x_T.ndim < 2:
-        raise ConfigError(
-            f"expected x_T of shape [batch, ...], found {tuple(x_T.shape)}; add a batch dimension"
-        )
+    _require_noise(x_T)
     if isinstance(generator, list) and len(generator) != x_T.shape[0]:
         raise ConfigError(
             f"expected one generator or {x_T.shape[0]} (one per sample), found a list of {len(generator)}"
         )
+    both = sorted((model_kwargs or {}).keys() & (shared_kwargs or {}).keys())
+    if both:
+        raise ConfigError(
+            f"{', '.join(both)} is in model_kwargs and in shared_kwargs; pass each argument in one of them"
+        )
     began_at = time.perf_counter()
     scheduler = copy.deepcopy(scheduler)
     if num_inference_steps is not None:
-        if num_inference_steps < 1:
-            raise ConfigError(f"num_inference_steps={num_inference_steps} is below 1; pass at least 1")
-        scheduler.set_timesteps(num_inference_steps, device=x_T.device)
+        scheduler.set_timesteps(_whole(num_inference_steps), device=x_T.device)
     elif scheduler.num_inference_steps is None and not getattr(scheduler, "custom_timesteps", False):
         raise ConfigError(
             "the scheduler has no timesteps; pass num_inference_steps or call set_timesteps first"
         )
-    first = (
-        getattr(scheduler, "begin_index", None) or 0
-    )  # set by `set_begin_index`, to start from a noised sample
+    first = getattr(scheduler, "begin_index", None) or 0  # set to start from a noised sample
     timesteps = scheduler.timesteps[first:].to(x_T.device)
     ranks, chooser = default_ranks(), chooser_for(model, scheduler, x_T)
     asked, method = method, resolve_window(method, len(timesteps), chooser, ranks)
@@ -89,12 +91,12 @@ def sample(
     solver = make_solver(
         read, scheduler, first, x_T, x_T.shape[0], method, generator, dict(step_kwargs or {}), ranks
     )
-    selector, conditioning = RowSelector(), dict(model_kwargs or {})
+    selector, conditioning, shared = RowSelector(), dict(model_kwargs or {}), dict(shared_kwargs or {})
     while not solver.done:
         part = solver.open_round()
         rows = {k: selector.select(k, v, x_T.shape[0], part.samples) for k, v in conditioning.items()}
         inputs = solver.model_inputs(part).to(x_T.dtype)
-        output = _tensor(model(inputs, timesteps[part.steps], **rows))
+        output = _tensor(model(inputs, timesteps[part.steps], **rows, **shared))
         if output.shape != inputs.shape:
             raise ConfigError(
                 f"expected a model output of shape {tuple(inputs.shape)}, as its input, found "
@@ -105,6 +107,29 @@ def sample(
     if asked.window == "auto":
         chooser.observe(solver)
     return Solution(solver.state(solver.num_steps).to(x_T.dtype), solver.stats)
+
+
+def _require_noise(x_T: Any) -> None:
+    if not isinstance(x_T, Tensor):
+        raise ConfigError(
+            f"expected a tensor as x_T, found {type(x_T).__name__}; pass torch.randn(batch, ...)"
+        )
+    if not x_T.is_floating_point():
+        raise ConfigError(f"expected floating point x_T, found {x_T.dtype}; pass Gaussian noise, x_T.float()")
+    if x_T.ndim < 2:
+        raise ConfigError(
+            f"expected x_T of shape [batch, ...], found {tuple(x_T.shape)}; add a batch dimension"
+        )
+
+
+def _whole(num_inference_steps: Any) -> int:
+    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, Integral):
+        raise ConfigError(
+            f"num_inference_steps={num_inference_steps!r} is not a whole number; pass an int, such as 50"
+        )
+    if num_inference_steps < 1:
+        raise ConfigError(f"num_inference_steps={num_inference_steps} is below 1; pass at least 1")
+    return int(num_inference_steps)
 
 
 def _tensor(output: Any) -> Tensor:

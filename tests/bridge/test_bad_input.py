@@ -96,6 +96,19 @@ SAMPLE: dict[str, tuple[Callable[[], None], type[Exception], list[str]]] = {
         lambda: solve(num_inference_steps=None), ps.ConfigError, ["no timesteps", "num_inference_steps"],
     ),
     "no-batch": (lambda: solve(x_T=noise(6)), ps.ConfigError, ["[batch, ...]", "(6,)", "add a batch"]),
+    "float-steps": (
+        lambda: solve(num_inference_steps=10.0), ps.ConfigError, ["num_inference_steps=10.0", "whole number"],
+    ),
+    "start-list": (lambda: solve(x_T=[[0.0, 1.0]]), ps.ConfigError, ["x_T", "list", "torch.randn"]),
+    "start-int": (
+        lambda: solve(x_T=noise(2, 6).long()), ps.ConfigError, ["floating point", "torch.int64", "pass"],
+    ),
+    "start-complex": (
+        lambda: solve(x_T=noise(2, 6).cfloat()), ps.ConfigError, ["floating point", "torch.complex64"],
+    ),
+    "argument-twice": (
+        lambda: solve(model_kwargs={"y": 1}, shared_kwargs={"y": 2}), ps.ConfigError, ["y", "one of them"],
+    ),
     "generators": (
         lambda: solve(scheduler="ddpm", generator=[seeded(0)] * 3), ps.ConfigError, ["2", "list of 3"],
     ),

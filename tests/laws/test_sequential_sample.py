@@ -128,6 +128,28 @@ def test_conditioning_stays_with_its_sample(batch: int) -> None:
     assert_same(found.sample, expected)
 
 
+def test_shared_conditioning_is_never_indexed() -> None:
+    """A table that has as many rows as the batch by accident reaches every call as the very same object."""
+    batch = 3
+    own, table = noise(batch, 6, seed=3), noise(batch, 6, seed=4)
+
+    def model(x: torch.Tensor, t: torch.Tensor, own: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        assert own.shape[0] == x.shape[0]
+        return mixture_epsilon(x + 0.3 * own, t) + 0.1 * table.mean(0)
+
+    def watched(x: torch.Tensor, t: torch.Tensor, own: torch.Tensor, **shared: Any) -> torch.Tensor:
+        assert shared["table"] is table and shared["groups"] == 2
+        return model(x, t, own, table)
+
+    x_T = start("ddim", batch, 6)
+    expected = sequential(lambda x, t: model(x, t, own, table), make_scheduler("ddim"), x_T, STEPS)
+    found = ps.sample(
+        watched, make_scheduler("ddim"), x_T, ps.Picard(window=4, tolerance=0), STEPS,
+        model_kwargs={"own": own}, shared_kwargs={"table": table, "groups": 2},
+    )  # fmt: skip
+    assert_same(found.sample, expected)
+
+
 def test_scheduler_that_starts_late() -> None:
     """`set_begin_index` (image to image) starts at that step."""
     scheduler = make_scheduler("dpm++2m")
