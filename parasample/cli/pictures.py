@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from parasample.bridge.load import SAMPLERS
@@ -37,8 +39,9 @@ STYLE = {
 
 def images_figure(strips: list[tuple[dict[str, Any], Tensor]], prompts: list[str], path: Path) -> None:
     """Write one row of pictures [prompts, H, W, 3] per table row; two rows belong together."""
-    tile, gap, pair_gap, left, top = 0.95, 0.05, 0.3, 2.8, 0.95
+    tile, gap, pair_gap, top = 0.95, 0.05, 0.3, 0.95
     pairs = len(strips) // 2
+    left = 0.3 + max(_inches(text, **look) for row, _ in strips for _, text, look in _label(row)) + 0.3
     width = left + len(prompts) * (tile + gap) + 0.3
     height = top + len(strips) * tile + pairs * gap + (pairs - 1) * pair_gap + 0.25
     with plt.rc_context(STYLE):
@@ -59,20 +62,31 @@ def images_figure(strips: list[tuple[dict[str, Any], Tensor]], prompts: list[str
         plt.close(figure)
 
 
+def _label(row: dict[str, Any]) -> list[tuple[float, str, dict[str, Any]]]:
+    """What stands beside a row of pictures: lines above its middle, text and look of each part."""
+    parallel = row["method"] == "parallel"
+    colour = ACCENT if parallel else INK
+    name = f"{row['sampler']}, {row['steps']} steps"
+    detail = f"{row['rounds']:g} rounds, {row['seconds']:.1f} s"
+    lines = [] if parallel else [(2.2, name, {"fontsize": 9.5, "weight": "bold"})]
+    return [
+        *lines,
+        (0.6, row["method"], {"fontsize": 9, "color": colour}),
+        (-0.6, detail, {"fontsize": 9, "color": colour}),
+    ]
+
+
+def _inches(text: str, fontsize: float, weight: str = "normal", **_: Any) -> float:
+    font = FontProperties(family=STYLE["font.sans-serif"], size=fontsize, weight=weight)
+    return TextPath((0, 0), text, prop=font).get_extents().width / 72  # points
+
+
 def _row_label(
     figure: Figure, row: dict[str, Any], width: float, height: float, y: float, tile: float
 ) -> None:
-    parallel = row["method"] == "parallel"
-    x, middle = 0.3 / width, (y + tile / 2) / height
-    line = 0.17 / height
-    if not parallel:
-        figure.text(
-            x, middle + 2.0 * line, f"{row['sampler']}, {row['steps']} steps", fontsize=9.5, weight="bold"
-        )
-    colour = ACCENT if parallel else INK
-    figure.text(x, middle + 0.6 * line, row["method"], fontsize=9, color=colour, va="center")
-    detail = f"{row['rounds']:g} rounds, {row['seconds']:.1f} s"
-    figure.text(x, middle - 0.6 * line, detail, fontsize=9, color=colour, va="center")
+    for lines, text, look in _label(row):
+        above = (y + tile / 2 + 0.17 * lines) / height
+        figure.text(0.3 / width, above, text, va="center", **look)
 
 
 def _picture(axes: Axes, image: Tensor) -> None:
