@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_leaves, tree_map, tree_map_with_path
 
+from parasample.bridge.conditioning import ConditioningWatch, version
 from parasample.bridge.timesteps import TracedTimestep, has_traced
 from parasample.errors import UnsupportedPipelineError
 from parasample.runtime.picard import Share
@@ -55,10 +56,10 @@ class RowSelector:
             if leaf.is_inference():  # has no version, so that an edit in place would go unnoticed
                 return leaf.index_select(0, index)
             known = self._last.get(where)
-            if known and known[0] is leaf and known[1] == leaf._version and torch.equal(known[2], index):
+            if known and known[0] is leaf and known[1] == version(leaf) and torch.equal(known[2], index):
                 return known[3]
             picked = leaf.index_select(0, index)
-            self._last[where] = (leaf, leaf._version, index, picked)
+            self._last[where] = (leaf, version(leaf), index, picked)
             return picked
 
         return tree_map_with_path(pick, value)
@@ -67,12 +68,12 @@ class RowSelector:
 class CallSite:
     """One of a pipeline's calls to a denoiser in each step, as its first step made it."""
 
-    def __init__(self, latents: Tensor, index: int | None) -> None:
+    def __init__(self, latents: Tensor) -> None:
         self.latents = latents
         self.rows = latents.shape[0]
-        self.index = index  # position of the traced timestep in scheduler.timesteps
         self.template: Any = None
         self.selector = RowSelector()
+        self.watch = ConditioningWatch()
         self.values: dict[str, Tensor] = {}
 
     def placeholder(self) -> Any:
@@ -80,6 +81,21 @@ class CallSite:
         return tree_map(
             lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf, self.template
         )
+
+    def resize(self, latents: Tensor) -> None:
+        """The pipeline goes on with another number of rows (guidance switched on or off)."""
+        self.latents, self.rows = latents, latents.shape[0]
+        self.template, self.selector, self.values = None, RowSelector(), {}
+
+    def learn(self, output: Any, rows: int) -> None:
+        """Take the structure of the output of a call of `rows` rows."""
+
+        def cut(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.shape[:1] != (rows,):
+                return leaf
+            return leaf.new_zeros((self.rows, *leaf.shape[1:]))
+
+        self.template = tree_map(cut, output)
 
 
 class WrappedDenoiser:
@@ -101,12 +117,25 @@ class WrappedDenoiser:
         self.latents_name = self._parameters[0]
         self.sites: list[CallSite] = []
         self._ordinal = 0
+        self._removed = False
         module.forward = self._call  # type: ignore[method-assign]
 
     def remove(self) -> None:
-        """Put the module's own forward back."""
-        if self._had_own_forward:
-            self.module.forward = self._forward  # type: ignore[method-assign]
+        """Put the module's own forward back.
+
+        Where somebody has wrapped the module since (another pipeline that shares it, an offload hook), theirs
+        stays, and our part in it passes every call through.
+        """
+        self._removed = True
+        if _wrapper(self.module.__dict__.get("forward")) is not self:
+            return
+        below: WrappedDenoiser = self
+        while (
+            isinstance(owner := getattr(below._forward, "__self__", None), WrappedDenoiser) and owner._removed
+        ):
+            below = owner
+        if below._had_own_forward:
+            self.module.forward = below._forward  # type: ignore[method-assign]
         else:
             self.module.__dict__.pop("forward", None)
 
@@ -118,6 +147,8 @@ class WrappedDenoiser:
         self._ordinal = 0
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if self._removed:
+            return self._forward(*args, **kwargs)
         run = self._current_run()
         call = dict(zip(self._parameters, args, strict=False)) | kwargs
         traced = has_traced(call)
@@ -137,10 +168,19 @@ class WrappedDenoiser:
             )
         site = self.sites[self._ordinal]
         self._ordinal += 1
-        part = run.open_share(call[self.latents_name])
+        latents = call[self.latents_name]
+        changed = site.watch.changed(call, (self.latents_name, *TIMESTEP_ARGUMENTS), run.round_open)
+        if latents.shape[0] != site.rows:
+            site.resize(latents)
+            changed = True
+        part = run.open_share(latents, changed)
         if part is None:
             return site.placeholder()
-        return self._forward(**self._expand(run, site, call, part))
+        expanded = self._expand(run, site, call, part)
+        output = self._forward(**expanded)
+        if site.template is None:
+            site.learn(output, expanded[self.latents_name].shape[0])
+        return output
 
     def _first_step(self, run: PipelineRun, call: dict[str, Any]) -> Any:
         latents = call.get(self.latents_name)
@@ -151,7 +191,8 @@ class WrappedDenoiser:
             )
         steps = [leaf for leaf in tree_leaves(call) if isinstance(leaf, TracedTimestep)]
         run.start(steps[0].span if steps else None)
-        site = CallSite(latents, steps[0].index if steps else None)
+        site = CallSite(latents)
+        site.watch.changed(call, (self.latents_name, *TIMESTEP_ARGUMENTS), False)
         self.sites.append(site)
         self._ordinal += 1
         plain = {name: tree_map(_untraced, value) for name, value in call.items()}
@@ -172,7 +213,12 @@ class WrappedDenoiser:
         self, run: PipelineRun, site: CallSite, call: Mapping[str, Any], part: Share
     ) -> dict[str, Any]:
         batch = run.solver.batch if run.solver is not None else 1
-        copies = site.rows // batch
+        copies, rest = divmod(site.rows, batch)
+        if rest:
+            raise UnsupportedPipelineError(
+                f"{self.name}: expected a multiple of {batch} rows (the samples) at step {run.row}, found "
+                f"{site.rows}; sample this pipeline sequentially"
+            )
         block = torch.arange(copies, device=part.samples.device)[:, None] * batch
         index = (block + part.samples[None]).reshape(-1)  # [copies * n]
         expanded: dict[str, Any] = {}
@@ -193,9 +239,8 @@ class WrappedDenoiser:
         states = states.repeat(copies, *(1,) * (states.ndim - 1)) if copies > 1 else states
         if given.shape[1] == states.shape[1]:
             return states
-        extra = given[:, states.shape[1] :].index_select(
-            0, index
-        )  # masks, low-resolution images: conditioning
+        # Masks and low-resolution images are conditioning.
+        extra = given[:, states.shape[1] :].index_select(0, index)
         return torch.cat([states, extra], dim=1)
 
     def _at_steps(
@@ -232,6 +277,12 @@ class WrappedDenoiser:
                 "computed outside of torch; sample this pipeline sequentially"
             )
         return run.timesteps[part.steps].to(given).repeat(copies)
+
+
+def _wrapper(forward: Any) -> WrappedDenoiser | None:
+    """The wrapper whose call a module's forward is, if it is one."""
+    owner = getattr(forward, "__self__", None)
+    return owner if isinstance(owner, WrappedDenoiser) else None
 
 
 def _untraced(leaf: Any) -> Any:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 import logging
+import sys
+from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from parasample.bridge.auto import WindowChooser
+from parasample.bridge.conditioning import pipeline_numbers
 from parasample.bridge.denoiser import WrappedDenoiser, takes_timestep
 from parasample.bridge.run import PipelineRun, unwrapped_copy
 from parasample.bridge.schedulers import read_scheduler
+from parasample.bridge.schedulers.fingerprint import fingerprint
 from parasample.bridge.timesteps import TimestepSequence
 from parasample.config import Picard
 from parasample.errors import ConfigError, UnsupportedPipelineError
@@ -70,6 +76,7 @@ class Handle:
         self.pipe = pipe
         self.config = config
         self._scheduler = scheduler
+        self._scheduler_was = _state_of(scheduler)
         self._run: PipelineRun | None = None
         self._stats = Stats()
         self._ranks = default_ranks()
@@ -106,9 +113,19 @@ class Handle:
 
     def begin_run(self, scheduler: Any) -> None:
         """`set_timesteps` was called: a new call of the pipeline starts clean."""
+        if not self._denoisers:
+            return  # restored; another pipeline still holds the wrapped scheduler, and gets the plain one
+        if _state_of(self._scheduler) != self._scheduler_was:
+            raise ConfigError(
+                "the scheduler that the pipeline had was changed after parallelize; call handle.restore(), "
+                "change it, then parallelize again"
+            )
         if self._run is not None and self._run.solver is not None:
             self._chooser.observe(self._run.solver)
-        self._run = PipelineRun(scheduler, self.config, self._denoisers, self._ranks, self._chooser)
+        self._run = PipelineRun(
+            scheduler, self.config, self._denoisers, self._ranks, self._chooser,
+            lambda: pipeline_numbers(self.pipe),
+        )  # fmt: skip
 
     @property
     def run(self) -> PipelineRun | None:
@@ -123,6 +140,10 @@ class Handle:
                 "handle.restore(), set the scheduler, then parallelize again"
             )
         return self._run
+
+
+def _state_of(scheduler: Any) -> Hashable:
+    return fingerprint(scheduler, None, {}, torch.float32)
 
 
 def _components(pipe: Any) -> dict[str, nn.Module]:
@@ -180,9 +201,18 @@ def wrap_scheduler(scheduler: Any, handle: Handle) -> Any:
         state_after = run.step(output, timestep, sample, generator, given)
         if hasattr(self, "_step_index"):
             self._step_index = run.first_index + run.row
-        return _step_output(original, state_after) if as_dict else (state_after,)
+        return _step_output(original, run, state_after, as_dict)
 
-    names: dict[str, Any] = {"set_timesteps": set_timesteps, "step": step, "timesteps": _timesteps}
+    def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(unwrapped_copy(self, original), memo)  # a copy belongs to no pipeline of ours
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _rebuilt, (original, copy.deepcopy(self.__dict__))
+
+    names: dict[str, Any] = {
+        "set_timesteps": set_timesteps, "step": step, "timesteps": _timesteps, "__deepcopy__": deepcopy,
+        "__reduce_ex__": reduce,
+    }  # fmt: skip
     if hasattr(original, "scale_model_input"):
 
         @functools.wraps(original.scale_model_input)
@@ -199,6 +229,12 @@ def wrap_scheduler(scheduler: Any, handle: Handle) -> Any:
     return wrapped
 
 
+def _rebuilt(scheduler_class: type, state: dict[str, Any]) -> Any:
+    scheduler = object.__new__(scheduler_class)
+    scheduler.__dict__.update(state)
+    return scheduler
+
+
 def _get_timesteps(self: Any) -> Tensor:
     value = self.__dict__["timesteps"]
     return TimestepSequence.wrap(value) if isinstance(value, Tensor) else value
@@ -211,7 +247,27 @@ def _set_timesteps(self: Any, value: Any) -> None:
 _timesteps = property(_get_timesteps, _set_timesteps)
 
 
-def _step_output(original: type, sample: Tensor) -> Any:
+def _step_output(original: type, run: PipelineRun, state: Tensor, as_dict: bool) -> Any:
+    """What the scheduler's own step returns: the state, and the data prediction where it returns one."""
+    output = _output_class(original)
+    names = [field.name for field in dataclasses.fields(output)]
+    values = dict.fromkeys(names)
+    values["prev_sample"] = state
+    for name in ("pred_original_sample", "denoised"):
+        if name in values:
+            # Consistency models end on their last prediction: it is the sample.
+            last = name == "denoised" and not run.active
+            values[name] = state if last else run.data_prediction(state)
+    return output(**values) if as_dict else tuple(values.values())
+
+
+@functools.cache
+def _output_class(scheduler_class: type) -> type:
+    """The dataclass of the scheduler's module that its `step` returns, or the general one."""
     from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-    return SchedulerOutput(prev_sample=sample)
+    for parent in scheduler_class.__mro__:
+        found = vars(sys.modules[parent.__module__]).get(f"{parent.__name__}Output")
+        if isinstance(found, type) and dataclasses.is_dataclass(found):
+            return found
+    return SchedulerOutput

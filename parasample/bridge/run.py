@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class PipelineRun:
         denoisers: list[WrappedDenoiser],
         ranks: Ranks,
         chooser: WindowChooser | None = None,
+        settings: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.scheduler = scheduler  # an unwrapped copy, as set_timesteps left it
         self.config = self._asked = config
@@ -59,11 +60,14 @@ class PipelineRun:
         self._denoisers = denoisers
         self._chooser = chooser
         self._part: Share | None = None
+        self._skipping = False  # this iteration's next state is final: nothing is evaluated
         self._doubled = False
         self._dtype = torch.float32  # of the latents
         self._unscaled: Tensor | None = None  # what the loop gave scale_model_input in this iteration
         self._restarts = 0
         self._replaceable = True
+        self._settings, self._last_settings = settings, dict(settings())
+        self._stale = False
         self._began_at = time.perf_counter()
         for denoiser in denoisers:
             denoiser.new_run()
@@ -91,13 +95,28 @@ class PipelineRun:
             return 1
         return -(-self.config.window_for(len(self.timesteps)) // self.ranks.size)
 
-    def open_share(self, latents: Tensor) -> Share | None:
-        """The states to evaluate in this iteration, or None when the next state is final already."""
+    @property
+    def round_open(self) -> bool:
+        """Whether a denoiser was called in this iteration before."""
+        return self._part is not None or self._skipping
+
+    def open_share(self, latents: Tensor, changed: bool) -> Share | None:
+        """The states to evaluate in this iteration, or None when the next state is final already.
+
+        `changed`: the call is conditioned otherwise than the one of the step before, so that what was
+        evaluated ahead no longer holds.
+        """
         assert self.solver is not None
-        if self._part is None:
-            self._honour_changes(latents)
-            if self.solver.finished(self.row + 1):
-                return None
+        if self.round_open:
+            self._stale = self._stale or changed  # the states of this round are evaluated as they should be
+            return self._part
+        self._honour_changes(latents)
+        settings = dict(self._settings())
+        if changed or self._stale or settings != self._last_settings:
+            self._restart(self.solver.state(self.row))
+        self._stale, self._last_settings = False, settings
+        self._skipping = self.solver.finished(self.row + 1)
+        if not self._skipping:
             self._part = self.solver.open_round()
         return self._part
 
@@ -107,30 +126,35 @@ class PipelineRun:
         scale = self.solver.table.input_scale[self.row]
         state = self.solver.state(self.row).to(self._dtype)
         given = latents[: self.solver.batch, : state.shape[1]]
-        expected = (state * scale).to(given.dtype)
-        # A few roundings apart is a pipeline that scales by other operations than we do.
-        rounding = 8 * torch.finfo(given.dtype).eps
-        if torch.equal(given, expected) or torch.allclose(given, expected, rtol=rounding, atol=rounding):
-            return
-        replaced = given.to(self.solver.dtype) / scale
         if self._unscaled is not None and self._unscaled.shape == latents.shape:
-            unscaled = self._unscaled[: self.solver.batch, : state.shape[1]]
-            if torch.equal((unscaled * scale).to(given.dtype), given):
-                replaced = unscaled  # to the last bit, which the division would lose
+            given, scale = self._unscaled[: self.solver.batch, : state.shape[1]], 1.0  # before it was scaled
+        expected = (state * scale).to(given.dtype)
+        same = torch.equal(given, expected)
+        if scale != 1 and not same:  # a pipeline that scales by itself may round otherwise
+            rounding = 8 * torch.finfo(given.dtype).eps
+            same = torch.allclose(given, expected, rtol=rounding, atol=rounding)
+        if same:
+            return
         if not self._replaceable:
             raise UnsupportedPipelineError(
                 f"step {self.row}: the latents were replaced (by a callback or the pipeline), and "
                 f"{type(self.scheduler).__name__} goes on from its own last state, not from those "
                 "latents; leave them alone, choose another scheduler, or sample sequentially"
             )
+        self._restart(given if scale == 1 else given.to(self.solver.dtype) / scale)
+
+    def _restart(self, state: Tensor) -> None:
+        """Solve again from this step's `state`: what is known of later steps is no longer true."""
+        assert self.solver is not None
         self._restarts += 1
         if self._restarts == RESTARTS_WORTH_A_WARNING:
             logger.warning(
-                "the latents were replaced after %d steps; what was known of later steps is lost each time, "
-                "so that sampling in parallel costs more than it gains: sample this pipeline sequentially",
+                "latents or conditioning were changed after %d steps; what was known of later steps is lost "
+                "each time, so that sampling in parallel costs more than it gains: sample this pipeline "
+                "sequentially",
                 self._restarts,
             )
-        self.solver.restart(self.row, replaced)
+        self.solver.restart(self.row, state)
 
     def scale_input(self, sample: Tensor) -> Tensor:
         """The scheduler's `scale_model_input` at this step."""
@@ -138,6 +162,12 @@ class PipelineRun:
         self._unscaled = sample
         scale = self.solver.table.input_scale[self.row]
         return sample if scale == 1 else sample * scale
+
+    def data_prediction(self, like: Tensor) -> Tensor:
+        """The data prediction D of the step just taken, shaped and typed as the latents."""
+        assert self.solver is not None
+        prediction = self.solver.data_prediction(self.row - 1).to(like.dtype)
+        return torch.cat([prediction, prediction]) if self._doubled else prediction
 
     # ------------------------------------------------------------------ the scheduler's side
 
@@ -156,6 +186,7 @@ class PipelineRun:
                 f"step {self.row} was taken without a call to a wrapped denoiser; sample this pipeline "
                 "sequentially"
             )
+        self._skipping = False
         for denoiser in self._denoisers:
             denoiser.new_step()
         assert self.solver is not None
@@ -186,9 +217,11 @@ class PipelineRun:
         self._check_start(read, sample)
         self._replaceable = read.replaceable
         half = sample.shape[0] // 2
-        # Pipelines that keep both guidance halves in the sample (DiT) have equal halves: solved once.
+        # Pipelines that keep both guidance halves in the sample (DiT) have equal halves: solved once. Noise
+        # is drawn for each half, so that equal halves of a stochastic run may be two samples.
         self._doubled = (
-            sample.shape[0] % 2 == 0
+            not read.table.stochastic
+            and sample.shape[0] % 2 == 0
             and torch.equal(sample[:half], sample[half:])
             and torch.equal(output[:half], output[half:])
         )

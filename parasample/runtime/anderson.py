@@ -29,6 +29,10 @@ class Anderson:
         self.memory = memory
         self._past: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
 
+    def forget(self) -> None:
+        """Forget all earlier rounds."""
+        self._past.clear()
+
     def mix(self, solver: PicardSolver, begins: list[int], ends: list[int], residual: Tensor) -> Tensor:
         """Replace the updated states of evaluated rows by mixed ones; returns their residuals [T+1, B]."""
         for sample, (begin, hold) in enumerate(zip(begins, (p.hold for p in solver.progress), strict=True)):

@@ -18,16 +18,12 @@ from torch import Tensor
 from parasample.config import Picard
 from parasample.errors import DivergedError
 from parasample.plan.table import AffineTable
-from parasample.plan.window import SampleProgress, share
+from parasample.plan.window import REEVALUATE_AT, SampleProgress, share
 from parasample.runtime.anderson import Anderson
 from parasample.runtime.recurrence import Recurrence
 from parasample.runtime.secant import Evaluations, SecantHistory, green
 from parasample.runtime.stats import RoundRecord, Stats
 from parasample.runtime.transports import LOCAL, Ranks
-
-# A state is evaluated again before it stops being acceptable, so that the states after it become more
-# accurate; in fractions of the tolerance.
-REEVALUATE_AT = 0.7
 
 DrawNoise = Callable[[int], Tensor | None]
 ToOutput = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -114,6 +110,12 @@ class PicardSolver:
     def state(self, row: int) -> Tensor:
         """The state before step `row`, [B, ...]; a copy."""
         return self.states[row].reshape(self.batch, *self.shape).clone()
+
+    def data_prediction(self, row: int) -> Tensor:
+        """D of step `row` as last evaluated, [B, ...]."""
+        by_state, by_output = self.recurrence.x0_coef[row]
+        prediction = by_state * self.anchors[row] + by_output * self.outputs[row]
+        return prediction.reshape(self.batch, *self.shape)
 
     def open_round(self, start_only: bool = False) -> Share:
         """Choose this round's states and return the part that this rank evaluates.
@@ -276,5 +278,9 @@ class PicardSolver:
     def restart(self, row: int, state: Tensor) -> None:
         """Replace the state before step `row`, [B, ...], and solve again from there."""
         self.states[row] = state.reshape(self.batch, -1).to(self.dtype)
+        if self.secants is not None:
+            self.secants.forget(row)
+        if self.anderson is not None:
+            self.anderson.forget()
         for progress in self.progress:
             progress.restart(row)

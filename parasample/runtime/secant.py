@@ -79,6 +79,12 @@ class SecantHistory:
         self._defects[steps, samples, slot] = defect
         self._counts[steps, samples] += new.again
 
+    def forget(self, row: int) -> None:
+        """Forget what was learned of steps from `row` on."""
+        for kept in (self._changes, self._defects, self._counts):
+            kept[row:] = 0
+        self.ready.clear()
+
     def correct(
         self, states: Tensor, anchors: Tensor, outputs: Tensor, begins: list[int], holds: list[int]
     ) -> Tensor:
