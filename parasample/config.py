@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, TypeGuard
@@ -99,7 +100,7 @@ class Picard:
                 f"exact=True needs tolerance=0, found tolerance={self.tolerance}; pass tolerance=0"
             )
 
-    def _plain(self, name: str, kind: type, plain: type[int] | type[float]) -> None:
+    def _plain(self, name: str, kind: type, plain: Callable[[Any], int | float]) -> None:
         # NumPy's numbers become Python's, so that equal methods print alike (ranks compare them by that).
         value = getattr(self, name)
         if isinstance(value, kind) and type(value) not in (bool, int, float):
