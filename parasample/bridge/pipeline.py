@@ -230,7 +230,7 @@ def wrap_scheduler(scheduler: Any, handle: Handle) -> Any:
 
 
 def _rebuilt(scheduler_class: type, state: dict[str, Any]) -> Any:
-    scheduler = object.__new__(scheduler_class)
+    scheduler: Any = object.__new__(scheduler_class)
     scheduler.__dict__.update(state)
     return scheduler
 
