@@ -120,8 +120,6 @@ class Handle:
                 "the scheduler that the pipeline had was changed after parallelize; call handle.restore(), "
                 "change it, then parallelize again"
             )
-        if self._run is not None and self._run.solver is not None:
-            self._chooser.observe(self._run.solver)
         self._run = PipelineRun(
             scheduler, self.config, self._denoisers, self._ranks, self._chooser,
             lambda: pipeline_numbers(self.pipe),
@@ -201,7 +199,10 @@ def wrap_scheduler(scheduler: Any, handle: Handle) -> Any:
         state_after = run.step(output, timestep, sample, generator, given)
         if hasattr(self, "_step_index"):
             self._step_index = run.first_index + run.row
-        return _step_output(original, run, state_after, as_dict)
+        result = _step_output(original, run, state_after, as_dict)
+        if not run.active:
+            run.finish()
+        return result
 
     def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(unwrapped_copy(self, original), memo)  # a copy belongs to no pipeline of ours

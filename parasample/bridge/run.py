@@ -72,6 +72,17 @@ class PipelineRun:
         for denoiser in denoisers:
             denoiser.new_run()
 
+    def finish(self) -> None:
+        """Let go of the trajectory after the last step: only the costs are asked for from then on."""
+        if self.solver is None:
+            return
+        if self._chooser is not None:
+            self._chooser.observe(self.solver)
+        if not self.config.record:
+            self.solver = None
+            for denoiser in self._denoisers:
+                denoiser.new_run()
+
     # ------------------------------------------------------------------ the denoiser's side
 
     def start(self, span: tuple[int, int] | None) -> None:

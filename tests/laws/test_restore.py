@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_pipelines import PIPELINES, run, stable_diffusion
 from toy import make_scheduler
 
 import parasample as ps
+from parasample.runtime.picard import PicardSolver
 
 METHOD = ps.Picard(window=3, tolerance=0)
 
@@ -201,3 +203,13 @@ def test_a_forward_that_was_patched_before_is_kept(tiny: tuple[Any, dict[str, An
     assert pipe.unet.forward is patched
     assert len(calls) == handle.stats.rounds, "the patched forward evaluates the rounds"
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_finished_call_holds_no_trajectory() -> None:
+    torch.manual_seed(0)
+    pipe, call = stable_diffusion()
+    with ps.parallelize(pipe, ps.Picard(window=3)) as handle:
+        run(pipe, call)
+        held = [found for found in gc.get_objects() if isinstance(found, PicardSolver)]
+        assert handle.stats.rounds > 0
+        assert not held
