@@ -47,7 +47,7 @@ class Picard:
     """
 
     window: int | Literal["full", "auto"] = "auto"
-    tolerance: float = 0.015
+    tolerance: float = 0.01
     update: Update = "secant"
     stopping: Stopping = "x0"
     states_per_round: int | None = None

@@ -16,7 +16,7 @@ from parasample.cli.text import progress
 EXAMPLE = "frontier --seeds 32"
 CASES = (("ddim", 50), ("dpm++", 50), ("ddpm", 100))
 COLUMNS = {
-    "sampler": "{title} {steps}", "devices": "{states_per_round}", "guidance": "{guidance:g}",
+    "sampler": "{title} {steps}", "devices": "{states_per_round}", "guidance": "{guidance:g}", "tolerance": "{tolerance:g}",
     "rounds": "{rounds:g}", "p20-p80": "{rounds_p20:.0f}-{rounds_p80:.0f}", "fewer": "{fewer:.2f}x",
     "evaluations": "{evaluations:.0f}", "RMS": "{rms:.1e}", "RMS p80": "{rms_p80:.1e}",
 }  # fmt: skip
@@ -26,6 +26,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--seeds", type=int, default=32, help="samples per row (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=5.0, help="(default: %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=ps.Picard().tolerance, help="(default: %(default)s)"
+    )
     parser.add_argument("--states", nargs="+", type=int, default=[2, 4, 8], help="(default: %(default)s)")
 
 
@@ -34,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
     seeds = range(4 if args.quick else args.seeds)
     cases = CASES[:1] if args.quick else CASES
     results, pipe = Results("frontier", args), open_pipeline(args)
-    methods = {f"{n} states": ps.Picard(window="full", states_per_round=n) for n in args.states}
+    methods = {
+        f"{n} states": ps.Picard(window="full", states_per_round=n, tolerance=args.tolerance)
+        for n in args.states
+    }
     with progress(len(cases) * len(methods), "frontier", "row") as bar:
         for sampler, steps in cases:
             measure_methods(pipe, results, "frontier", sampler, steps, args.guidance, methods, seeds, bar)

@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, int, int | str]] = {
 }
 QUICK_CASES = ("ddim-100", "ddpm-100", "dpm++-50")
 COLUMNS = {
-    "sampler": "{title} {steps}", "update": "{update}", "window": "{window}", "guidance": "{guidance:g}",
+    "sampler": "{title} {steps}", "update": "{update}", "tolerance": "{tolerance:g}", "window": "{window}", "guidance": "{guidance:g}",
     "rounds": "{rounds:g}", "p20-p80": "{rounds_p20:.0f}-{rounds_p80:.0f}",
     "evaluations": "{evaluations:.0f}",
     "RMS": "{rms:.1e}", "RMS p80": "{rms_p80:.1e}",
@@ -52,6 +52,9 @@ COLUMNS = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--seeds", type=int, default=32, help="samples per row (default: %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=DEFAULT.tolerance, help="of our updates (default: %(default)s)"
+    )
     parser.add_argument("--cases", nargs="+", choices=list(CASES), help="(default: all)")
     parser.add_argument("--updates", nargs="+", choices=list(METHODS), help="(default: all)")
     parser.add_argument(
@@ -69,14 +72,15 @@ def run(args: argparse.Namespace) -> int:
         for name in names:
             sampler, steps, window = CASES[name]
             for guidance in args.guidance:
-                methods = {update: _with_window(METHODS[update], window) for update in updates}
+                methods = {update: _method(update, window, args.tolerance) for update in updates}
                 measure_methods(pipe, results, "rounds", sampler, steps, guidance, methods, seeds, bar)
     results.show(COLUMNS, args.json)
     return 0
 
 
-def _with_window(method: ps.Picard, window: Any) -> ps.Picard:
-    return replace(method, window=window)
+def _method(update: str, window: Any, tolerance: float) -> ps.Picard:
+    method = replace(METHODS[update], window=window)
+    return method if update == "published" else replace(method, tolerance=tolerance)
 
 
 def measure_methods(
