@@ -22,8 +22,8 @@ class Picard:
 
     Args:
         window: steps that may be in flight at once for one sample, 1 to the number of steps; "full" is all
-            of them; "auto" observes the first call and then takes the window it predicts to be fastest, so that
-            results may differ between calls by up to the tolerance: pass a number where they must not.
+            of them; "auto" observes the first call and then takes the window it predicts to be fastest, so
+            that results may differ between calls by up to the tolerance: pass a number where they must not.
         tolerance: when a state counts as converged, unitless and at least 0. With `stopping="x0"` the
             root-mean-square error that the state's change implies for the finished sample (data scaled to
             about unit variance); with "published" the paper's tolerance. 0 reproduces sequential sampling

@@ -16,7 +16,8 @@ from parasample.cli.text import progress
 EXAMPLE = "frontier --seeds 32"
 CASES = (("ddim", 50), ("dpm++", 50), ("ddpm", 100))
 COLUMNS = {
-    "sampler": "{title} {steps}", "devices": "{states_per_round}", "guidance": "{guidance:g}", "tolerance": "{tolerance:g}",
+    "sampler": "{title} {steps}", "devices": "{states_per_round}", "guidance": "{guidance:g}",
+    "tolerance": "{tolerance:g}",
     "rounds": "{rounds:g}", "p20-p80": "{rounds_p20:.0f}-{rounds_p80:.0f}", "fewer": "{fewer:.2f}x",
     "evaluations": "{evaluations:.0f}", "RMS": "{rms:.1e}", "RMS p80": "{rms_p80:.1e}",
 }  # fmt: skip

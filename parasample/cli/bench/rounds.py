@@ -42,7 +42,8 @@ CASES: dict[str, tuple[str, int, int | str]] = {
 }
 QUICK_CASES = ("ddim-100", "ddpm-100", "dpm++-50")
 COLUMNS = {
-    "sampler": "{title} {steps}", "update": "{update}", "tolerance": "{tolerance:g}", "window": "{window}", "guidance": "{guidance:g}",
+    "sampler": "{title} {steps}", "update": "{update}", "tolerance": "{tolerance:g}",
+    "window": "{window}", "guidance": "{guidance:g}",
     "rounds": "{rounds:g}", "p20-p80": "{rounds_p20:.0f}-{rounds_p80:.0f}",
     "evaluations": "{evaluations:.0f}",
     "RMS": "{rms:.1e}", "RMS p80": "{rms_p80:.1e}",
