@@ -21,7 +21,7 @@ from parasample.models import demo_model_path
 def main() -> None:
     rank, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-    pipe = DiffusionPipeline.from_pretrained(demo_model_path()).to(device, torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(demo_model_path()).to(device)
     pipe.set_progress_bar_config(disable=True)
 
     # One state per device and round is enough where one evaluation fills a device; more where it does not.

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--output", default="quickstart.png")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = DiffusionPipeline.from_pretrained(args.model).to(device, torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(args.model).to(device)
 
     def sample(steps: int) -> tuple[object, float]:
         began_at = time.perf_counter()

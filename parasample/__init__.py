@@ -43,7 +43,7 @@ __all__ = [
     "sample",
 ]
 
-# Imported when first used: diffusers takes seconds to import, and configs, kernels and --help need none.
+# Imported when first used: diffusers takes seconds to import, and configs and kernels need none of it.
 _LAZY = {
     "Handle": "parasample.bridge.pipeline",
     "parallelize": "parasample.bridge.pipeline",

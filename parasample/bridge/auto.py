@@ -72,7 +72,7 @@ class WindowChooser:
         best = recommend(found)
         fastest = min(found[1:], key=lambda prediction: prediction.seconds)
         if best.window == 1:
-            logger.info(
+            logger.warning(
                 'window="auto" samples %d steps sequentially: about %.3g s, against %.3g s with window %d, '
                 "because a round of many states costs nearly as much as its states one by one here",
                 steps, sequential.seconds, fastest.seconds, fastest.window,

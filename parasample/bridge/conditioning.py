@@ -29,6 +29,7 @@ class ConditioningWatch:
     def __init__(self) -> None:
         self._last: dict[str, tuple[Any, int]] = {}
         self._fresh: set[str] = set()  # arguments made anew for every step
+        self._shallow: dict[str, tuple[Any, int]] | None = None
 
     def changed(self, call: Mapping[str, Any], ignored: Collection[str], follows: bool) -> bool:
         """Whether `call` differs from the last one in any argument not `ignored`; remembers it.
@@ -36,6 +37,10 @@ class ConditioningWatch:
         `follows`: an earlier call of the same step may have made some of these tensors (a ControlNet's
         residuals). Those are made anew for every step, and are not conditioning.
         """
+        shallow = {name: (value, _counted(value)) for name, value in call.items() if name not in ignored}
+        before, self._shallow = self._shallow, shallow
+        if before is not None and _same_objects(shallow, before):
+            return False  # the usual case, told without walking nested arguments
         first, found = not self._last, False
         for path, leaf in tree_flatten_with_path({k: v for k, v in call.items() if k not in ignored})[0]:
             where = keystr(path)
@@ -55,6 +60,20 @@ class ConditioningWatch:
                 found = found or leaf != known
                 self._last[where] = (leaf, 0)
         return found and not first
+
+
+def _counted(value: Any) -> int:
+    """In-place changes of a tensor; -1 for what can change unseen (nested arguments)."""
+    if isinstance(value, Tensor):
+        return version(value)
+    return 0 if isinstance(value, bool | int | float | str | None) else -1
+
+
+def _same_objects(call: Mapping[str, tuple[Any, int]], before: Mapping[str, tuple[Any, int]]) -> bool:
+    return call.keys() == before.keys() and all(
+        value is before[name][0] and counted == before[name][1] and counted >= 0
+        for name, (value, counted) in call.items()
+    )
 
 
 def _equal(tensor: Tensor, known: Any) -> bool:

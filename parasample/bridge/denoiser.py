@@ -78,9 +78,7 @@ class CallSite:
 
     def placeholder(self) -> Any:
         """An output of the right structure for a step without evaluation; its numbers are never used."""
-        return tree_map(
-            lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf, self.template
-        )
+        return self.template
 
     def resize(self, latents: Tensor) -> None:
         """The pipeline goes on with another number of rows (guidance switched on or off)."""

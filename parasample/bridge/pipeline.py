@@ -47,7 +47,11 @@ def parallelize(pipe: Any, *methods: Picard) -> Handle:
             the reason.
     """
     if len(methods) != 1 or not isinstance(methods[0], Picard):
-        found = ", ".join(type(method).__name__ for method in methods) or "nothing"
+        found = ", ".join(
+            f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+            for method in methods
+        )
+        found = found or "nothing"
         raise ConfigError(f"expected one method, found {found}; pass ps.Picard(...)")
     return Handle(pipe, methods[0])
 

@@ -70,6 +70,16 @@ def sample(
         raise ConfigError(
             f"expected one generator or {x_T.shape[0]} (one per sample), found a list of {len(generator)}"
         )
+    _require(model, callable(model), "a callable model(x, t, **model_kwargs)", "model")
+    usable = (
+        not isinstance(scheduler, type) and hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")
+    )
+    _require(scheduler, usable, "an instance of a diffusers scheduler", "scheduler")
+    generators = generator if isinstance(generator, list) else [generator]
+    for each in generators:
+        _require(each, each is None or isinstance(each, torch.Generator), "torch.Generator()", "generator")
+    for name, value in (("model_kwargs", model_kwargs), ("shared_kwargs", shared_kwargs)):
+        _require(value, value is None or isinstance(value, Mapping), "a mapping of argument names", name)
     both = sorted((model_kwargs or {}).keys() & (shared_kwargs or {}).keys())
     if both:
         raise ConfigError(
@@ -130,6 +140,12 @@ def _whole(num_inference_steps: Any) -> int:
     if num_inference_steps < 1:
         raise ConfigError(f"num_inference_steps={num_inference_steps} is below 1; pass at least 1")
     return int(num_inference_steps)
+
+
+def _require(value: Any, holds: bool, expected: str, name: str) -> None:
+    if not holds:
+        kind = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise ConfigError(f"{name}: expected {expected}, found {kind}; pass {expected}")
 
 
 def _tensor(output: Any) -> Tensor:

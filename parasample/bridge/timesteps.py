@@ -91,4 +91,6 @@ class TimestepSequence(torch.Tensor):
 
 def has_traced(tree: Any) -> bool:
     """Whether a nested argument holds a traced timestep."""
+    if isinstance(tree, dict) and any(isinstance(value, TracedTimestep) for value in tree.values()):
+        return True  # the usual place, found without walking the rest
     return bool(tree_any(lambda leaf: isinstance(leaf, TracedTimestep), tree))

@@ -23,7 +23,7 @@ class RoundRecord:
     residuals: Tensor | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Stats:
     """Costs of the last call.
 
@@ -63,3 +63,11 @@ class Stats:
     @property
     def residual(self) -> list[float]:
         return [record.residual for record in self.history]
+
+    def __repr__(self) -> str:
+        if not self.history:
+            return "Stats(no call yet)"
+        return (
+            f"Stats({self.num_steps} steps x {self.batch} samples in {self.rounds} rounds, "
+            f"{self.evaluations} evaluations, {self.seconds:.3g} s, {self.bytes_sent} bytes sent)"
+        )

@@ -109,6 +109,15 @@ SAMPLE: dict[str, tuple[Callable[[], None], type[Exception], list[str]]] = {
     "argument-twice": (
         lambda: solve(model_kwargs={"y": 1}, shared_kwargs={"y": 2}), ps.ConfigError, ["y", "one of them"],
     ),
+    "generator-number": (
+        lambda: solve(generator=0), ps.ConfigError, ["generator", "torch.Generator", "found int"],
+    ),
+    "model-name": (lambda: solve(model="m"), ps.ConfigError, ["callable", "found str"]),
+    "kwargs-list": (lambda: solve(model_kwargs=[1]), ps.ConfigError, ["model_kwargs", "found list"]),
+    "scheduler-class": (
+        lambda: ps.sample(mixture_epsilon, diffusers.DDPMScheduler, noise(2, 6), METHOD, 5),
+        ps.ConfigError, ["instance", "the class DDPMScheduler"],
+    ),
     "generators": (
         lambda: solve(scheduler="ddpm", generator=[seeded(0)] * 3), ps.ConfigError, ["2", "list of 3"],
     ),
