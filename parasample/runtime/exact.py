@@ -47,8 +47,7 @@ class ExactSolver(PicardSolver):
         samples = [sample for sample in range(self.batch) for _ in rows]
         if start_only:
             return steps, samples
-        # Equal batch size in every call: repeat the last state up to the size of a whole window on every
-        # rank.
+        # Equal batch size in every call: repeat the last state up to a whole window on every rank.
         size = -(-self.window // self.ranks.size) * self.ranks.size * self.batch
         missing = size - len(steps)
         return steps + steps[-1:] * missing, samples + samples[-1:] * missing
