@@ -175,10 +175,19 @@ class WrappedDenoiser:
         if part is None:
             return site.placeholder()
         expanded = self._expand(run, site, call, part)
-        output = self._forward(**expanded)
+        output = self._in_first_rows(run, site, expanded) if run.config.exact else self._forward(**expanded)
         if site.template is None:
             site.learn(output, expanded[self.latents_name].shape[0])
         return output
+
+    def _in_first_rows(self, run: PipelineRun, site: CallSite, expanded: dict[str, Any]) -> Any:
+        """A call with its rows as a repeated first step has them: all copies of a state together."""
+        assert run.solver is not None
+        rows, batch = expanded[self.latents_name].shape[0], run.solver.batch
+        order = torch.arange(rows, device=site.latents.device)
+        order = order.view(site.rows // batch, -1, batch).transpose(0, 1).reshape(-1)
+        call = {name: RowSelector().select(name, value, rows, order) for name, value in expanded.items()}
+        return RowSelector().select("", self._forward(**call), rows, order.argsort())
 
     def _first_step(self, run: PipelineRun, call: dict[str, Any]) -> Any:
         latents = call.get(self.latents_name)

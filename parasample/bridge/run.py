@@ -135,11 +135,13 @@ class PipelineRun:
         """Restart from this step if somebody (a callback, the pipeline) replaced the latents we returned."""
         assert self.solver is not None
         scale = self.solver.table.input_scale[self.row]
-        state = self.solver.state(self.row).to(self._dtype)
-        given = latents[: self.solver.batch, : state.shape[1]]
         if self._unscaled is not None and self._unscaled.shape == latents.shape:
-            given, scale = self._unscaled[: self.solver.batch, : state.shape[1]], 1.0  # before it was scaled
-        expected = (state * scale).to(given.dtype)
+            latents, scale = self._unscaled, 1.0  # before it was scaled
+        state = self.solver.state(self.row).to(self._dtype)
+        given = latents[: self.solver.batch]
+        if given.shape[1] != state.shape[1]:
+            given = given[:, : state.shape[1]]
+        expected = state if scale == 1 else (state * scale).to(given.dtype)
         same = torch.equal(given, expected)
         if scale != 1 and not same:  # a pipeline that scales by itself may round otherwise
             rounding = 8 * torch.finfo(given.dtype).eps
@@ -202,9 +204,10 @@ class PipelineRun:
             denoiser.new_step()
         assert self.solver is not None
         self.row += 1
-        state = self.solver.state(self.row).to(sample.dtype)
+        state = self.solver.state(self.row)
         if self._doubled:
             state = torch.cat([state, state])
+        state = state.to(sample.dtype, copy=not self._doubled)
         self._dtype, self._unscaled = sample.dtype, None
         if self.row == self.solver.num_steps:
             self.active = False

@@ -116,7 +116,7 @@ def sample(
     solver.stats.seconds = time.perf_counter() - began_at
     if asked.window == "auto":
         chooser.observe(solver)
-    return Solution(solver.state(solver.num_steps).to(x_T.dtype), solver.stats)
+    return Solution(solver.state(solver.num_steps).to(x_T.dtype, copy=True), solver.stats)
 
 
 def _require_noise(x_T: Any) -> None:

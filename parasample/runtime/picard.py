@@ -108,14 +108,14 @@ class PicardSolver:
         return all(progress.begin >= row for progress in self.progress)
 
     def state(self, row: int) -> Tensor:
-        """The state before step `row`, [B, ...]; a copy."""
-        return self.states[row].reshape(self.batch, *self.shape).clone()
+        """The state before step `row`, [B, ...]: a view, which later rounds change."""
+        return self.states[row].view(self.batch, *self.shape)
 
     def data_prediction(self, row: int) -> Tensor:
         """D of step `row` as last evaluated, [B, ...]."""
-        by_state, by_output = self.recurrence.x0_coef[row]
-        prediction = by_state * self.anchors[row] + by_output * self.outputs[row]
-        return prediction.reshape(self.batch, *self.shape)
+        prediction = self.anchors[row] * self.table.x0_state[row]
+        prediction.add_(self.outputs[row], alpha=self.table.x0_output[row])
+        return prediction.view(self.batch, *self.shape)
 
     def open_round(self, start_only: bool = False) -> Share:
         """Choose this round's states and return the part that this rank evaluates.

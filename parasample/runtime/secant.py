@@ -110,7 +110,7 @@ class SecantHistory:
         gram = changes @ changes.transpose(1, 2)  # [W, m, m]
         ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(gram.dtype).tiny ** 0.5
         gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-        inverse = torch.linalg.inv(gram)
+        inverse = torch.linalg.inv_ex(gram).inverse  # the ridge makes it regular; no check that would wait
         projected = inverse @ changes  # P dX, [W, m, D]
         right = (projected @ move[:, :, None]).reshape(-1)
         coupling = projected.reshape(-1, size) @ defects.reshape(-1, size).T  # [W m, W m]

@@ -67,6 +67,31 @@ def test_pipeline_is_bit_equal(tiny: Any, name: str, window: Any, batch: int, gu
     assert handle.stats.rounds <= handle.stats.num_steps
 
 
+@pytest.mark.parametrize(("batch", "guidance"), [(1, 5.0), (2, 5.0), (2, 1.0)])
+def test_outputs_may_depend_on_the_place_in_the_batch(tiny: Any, batch: int, guidance: float) -> None:
+    """As they do on CPUs with several threads: which rows share a tile changes the last bits."""
+    _, call = stable_diffusion(batch, guidance_scale=guidance)
+    tiny.scheduler = make_scheduler("ddim")
+    forward = tiny.unet.forward
+
+    @functools.wraps(forward)
+    def uneven(*args: Any, **kwargs: Any) -> Any:
+        (output,) = forward(*args, **kwargs)[:1]
+        place = torch.arange(len(output)).view(-1, *(1,) * (output.ndim - 1))
+        return (output * (1 + 1e-6 * place),)
+
+    tiny.unet.forward = uneven
+    try:
+        with padded_calls(tiny.unet, 3):
+            expected = run(tiny, call)
+        tiny.unet.forward = uneven
+        with ps.parallelize(tiny, ps.Picard(window=3, tolerance=0, exact=True)):
+            found = run(tiny, call)
+    finally:
+        del tiny.unet.forward
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("window", [1, 4, "full"])
 @pytest.mark.parametrize("name", ["ddim", "ddim-eta1", "ddpm", "euler", "dpm++2m", "sde-dpm++", "unipc"])
 def test_sample_is_bit_equal(name: str, window: Any) -> None:

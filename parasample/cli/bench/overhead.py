@@ -2,12 +2,15 @@
 
 A round lasts from one call of the model to the next (the last one until the call returns): scan, residuals,
 controller, conditioning, guidance, the pipeline's own loop. Nothing is left out but the set-up of a call.
+"its own loop" is what the pipeline's Python between two calls of the model takes when sampling sequentially,
+for as many steps as a round finishes: it is there with or without parasample.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +20,7 @@ import torch
 import parasample as ps
 from parasample.bridge.load import SAMPLERS, set_sampler
 from parasample.cli.bench.results import Results, open_pipeline, spread
-from parasample.cli.sampling import Case, call_pipeline, sample_parallel
+from parasample.cli.sampling import Case, call_pipeline, sample_parallel, sample_sequential
 from parasample.cli.text import progress
 
 EXAMPLE = "overhead"
@@ -25,6 +28,7 @@ CASES = (("ddim", 100, "full"), ("ddim", 100, 16), ("ddpm", 100, "full"), ("dpm+
 COLUMNS = {
     "where": "{where}", "sampler": "{title} {steps}", "window": "{window}", "rounds": "{rounds}",
     "round ms": "{round_ms:.2f}", "not the model, p50": "{share:.1%}", "p80": "{share_p80:.1%}",
+    "its own loop": "{loop_share:.1%}",
 }  # fmt: skip
 
 
@@ -49,9 +53,10 @@ def run(args: argparse.Namespace) -> int:
                     "steps": steps, "window": window, "guidance": args.guidance, "repeats": repeats,
                 }  # fmt: skip
                 if results.find(settings) is None:
-                    results.add(
-                        settings, _figures([measure(pipe, case, args.guidance) for _ in range(repeats)])
-                    )
+                    figures = _figures([measure(pipe, case, args.guidance) for _ in range(repeats)])
+                    loop_ms = _loop_ms(pipe, case, args.guidance) if where == "pipeline" else 0.0
+                    share = loop_ms * steps / figures["rounds"] / figures["round_ms"]
+                    results.add(settings, figures | {"loop_ms": loop_ms, "loop_share": share})
                 bar.update()
     results.show(COLUMNS, args.json)
     return 0
@@ -91,11 +96,20 @@ def _now() -> float:
 
 
 def _pipeline(pipe: Any, case: Case, guidance: float) -> list[tuple[float, float]]:
+    return _watched(pipe, lambda: sample_parallel(pipe, case, ["a sneaker"], guidance, [0]))
+
+
+def _loop_ms(pipe: Any, case: Case, guidance: float) -> float:
+    """Milliseconds outside the model of a step of sequential sampling, median."""
+    steps = _watched(pipe, lambda: sample_sequential(pipe, case, ["a sneaker"], guidance, [0]))
+    return 1e3 * statistics.median(outside for _, outside in steps)
+
+
+def _watched(pipe: Any, call: Callable[[], object]) -> list[tuple[float, float]]:
     watch = Stopwatch()
-    plain = pipe.unet.forward
-    pipe.unet.forward = watch.around(plain)
+    pipe.unet.forward = watch.around(pipe.unet.forward)
     try:
-        sample_parallel(pipe, case, ["a sneaker"], guidance, [0])
+        call()
     finally:
         del pipe.unet.forward
     return watch.rounds(_now())[1:]  # the first is the pipeline's first step, and reads the scheduler
