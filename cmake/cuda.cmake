@@ -11,10 +11,8 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
 
-add_library(parasample_ops_cuda SHARED
-  csrc/bindings_cuda.cpp
-  csrc/picard_update/picard_update_check.cpp
-  csrc/picard_update/picard_update.cu)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/*/*_bindings_cuda.cpp csrc/*/*.cu)
+add_library(parasample_ops_cuda SHARED ${cuda_sources} ${checks})
 target_compile_definitions(parasample_ops_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:USE_CUDA>)
 target_compile_options(parasample_ops_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>)
 target_include_directories(parasample_ops_cuda PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

@@ -1,5 +1,5 @@
 // Launches the CUDA kernels of picard_update. No torch header: the caller brings memory and a stream.
-#include "picard_update_kernels.cuh"
+#include "picard_update/picard_update_kernels.cuh"
 
 namespace parasample {
 namespace {

@@ -2,19 +2,9 @@
 // No torch header here, so that nvcc and the per-instruction-set CPU files never see one.
 #pragma once
 
-#include <cstdint>
+#include "common/rows.h"
 
 namespace parasample {
-
-enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
-
-// A [rows, B, D] tensor with unit stride in D; strides are in elements. data == nullptr: absent (noise).
-struct Rows {
-  void* data;
-  int64_t stride_row;
-  int64_t stride_sample;
-  DType dtype;
-};
 
 // "real" below is double when states are kFloat64, else float.
 struct PicardUpdate {
@@ -45,16 +35,14 @@ constexpr int kMaxHistory = 5;
 
 // D is cut into chunks of this many elements whatever the number of threads, so that sums over D always
 // combine in the same order. Deep histories use shorter chunks to stay inside a 32 KiB first-level cache.
-// (static: see picard_update_cpu_convert.h on inline functions and instruction sets)
+// (static: see common/cpu_convert.h on inline functions and instruction sets)
 static inline int64_t cpu_chunk(int history) { return history <= 2 ? 1024 : 512; }
 
 // Runs work item (sample, chunk): writes its states and, for each row i+1 of the sample's range, the sum of
 // squared changes of this chunk to partial[i - begin].
 using CpuKernel = void (*)(const PicardUpdate& call, int64_t sample, int64_t chunk, double* partial);
 
-// The fastest variant this processor runs; PARASAMPLE_CPU_ISA=baseline|avx2|avx512 asks for a lesser one.
-CpuKernel select_cpu_kernel();
-const char* selected_cpu_isa();
+CpuKernel select_picard_update_cpu();
 
 // ---- CUDA ------------------------------------------------------------------------------------------------
 

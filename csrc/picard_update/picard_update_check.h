@@ -1,18 +1,12 @@
-// Checks the arguments of parasample::picard_update and turns them into a PicardUpdate. Everything that a
-// kernel relies on is checked here, before anything is written; kernels check nothing.
+// Checks the arguments of parasample::picard_update and turns them into a PicardUpdate.
 #pragma once
-
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 
-#include "picard_update.h"
+#include "common/checks.h"
+#include "picard_update/picard_update.h"
 
 namespace parasample {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 struct PicardUpdateTensors {
   Tensor states, anchors, outputs;

@@ -4,11 +4,9 @@
 // One work item is a chunk of D of one sample. It walks the rows of the scan once, keeping the history it
 // needs (new states, old anchors, outputs, all in the computed type) in a few chunk-sized blocks that stay in
 // the first-level cache. Each row is a weighted sum of N such blocks, N known at compile time.
-#include "picard_update.h"
-#include "picard_update_cpu_convert.h"
-
-#define PARASAMPLE_CONCAT_(a, b) a##b
-#define PARASAMPLE_CONCAT(a, b) PARASAMPLE_CONCAT_(a, b)
+#include "common/cpu_convert.h"
+#include "common/cpu_isa.h"
+#include "picard_update/picard_update.h"
 
 namespace parasample {
 namespace {
@@ -228,8 +226,7 @@ void run(const PicardUpdate& call, int64_t sample, int64_t chunk, double* partia
 
 }  // namespace
 
-void PARASAMPLE_CONCAT(picard_update_, PARASAMPLE_ISA)(const PicardUpdate& call, int64_t sample, int64_t chunk,
-                                                       double* partial) {
+void PARASAMPLE_VARIANT(picard_update)(const PicardUpdate& call, int64_t sample, int64_t chunk, double* partial) {
   if (call.states.dtype == DType::kFloat64) {
     run<double>(call, sample, chunk, partial);
   } else {

@@ -7,7 +7,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "picard_update.h"
+#include "picard_update/picard_update.h"
 
 namespace parasample {
 namespace {

@@ -59,7 +59,7 @@ def library(tmp_path_factory):
     text, launches = LAUNCH.subn(r"emulation::launch(\2, \3, [=] { \1(\4); });", SOURCE.read_text())
     assert launches == 6 and "<<<" not in text
     (folder / "emulated.cpp").write_text(text + ENTRY)
-    includes = [f"-I{Path(__file__).with_name('emulated_cuda')}", f"-I{SOURCE.parent}"]
+    includes = [f"-I{Path(__file__).with_name('emulated_cuda')}", f"-I{ROOT / 'csrc'}"]
     flags = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", *includes]
     subprocess.run(
         [compiler, *flags, str(folder / "emulated.cpp"), "-o", str(folder / "emulated.so")], check=True

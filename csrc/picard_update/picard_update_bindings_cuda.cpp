@@ -1,4 +1,4 @@
-// CUDA implementations of the ops whose schemas bindings.cpp defines.
+// The CUDA implementation of picard_update.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 

@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#include "picard_update.h"
+#include "common/rows.h"
 
 namespace parasample {
 namespace {

@@ -1,4 +1,5 @@
-// Op schemas and their CPU implementations, against the LibTorch stable ABI: one binary for many torch versions.
+// The schema of picard_update and its CPU implementation, against the LibTorch stable ABI: one binary for many torch
+// versions.
 #include <torch/csrc/stable/library.h>
 
 #include <limits>
@@ -67,7 +68,7 @@ Tensor picard_update_cpu(Tensor states, Tensor anchors, Tensor outputs, std::opt
   const int64_t num_items = longest > 0 ? call.num_samples * num_chunks : 0;
   const std::unique_ptr<double[]> partial(new double[num_items * longest]);
   if (num_items > 0) {
-    const CpuKernel kernel = select_cpu_kernel();
+    const CpuKernel kernel = select_picard_update_cpu();
     const int64_t item_work = longest * (num_chunks == 1 ? call.num_elements : chunk_size);
     const auto run = [&](int64_t first, int64_t last) {
       for (int64_t item = first; item < last; ++item) {
@@ -92,7 +93,7 @@ Tensor picard_update_cpu(Tensor states, Tensor anchors, Tensor outputs, std::opt
 }  // namespace
 }  // namespace parasample
 
-STABLE_TORCH_LIBRARY(parasample, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(parasample, m) {
   m.def(
       "picard_update(Tensor(a!) states, Tensor anchors, Tensor outputs, Tensor? noise, Tensor state_coef, "
       "Tensor anchor_coef, Tensor output_coef, Tensor noise_coef, Tensor x0_coef, Tensor residual_scale, "

@@ -1,0 +1,18 @@
+// Tensors as raw pointers, for kernels that see no torch header.
+#pragma once
+
+#include <cstdint>
+
+namespace parasample {
+
+enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+// A [rows, B, D] tensor with unit stride in D; strides are in elements. data == nullptr: absent.
+struct Rows {
+  void* data;
+  int64_t stride_row;
+  int64_t stride_sample;
+  DType dtype;
+};
+
+}  // namespace parasample
