@@ -56,8 +56,9 @@ void* Checks::table(const char* name, const Tensor& tensor, ScalarType dtype) co
 
 Rows Checks::rows(const char* name, const Tensor& tensor) const {
   device(name, tensor);
-  STD_TORCH_CHECK(tensor.size(2) <= 1 || tensor.stride(2) == 1, op_, ": ", name,
-                  " must have unit stride in D, found stride ", tensor.stride(2), "; pass a .contiguous() tensor");
+  const int64_t last = tensor.dim() - 1;
+  STD_TORCH_CHECK(tensor.size(last) <= 1 || tensor.stride(last) == 1, op_, ": ", name,
+                  " must have unit stride in D, found stride ", tensor.stride(last), "; pass a .contiguous() tensor");
   return {const_cast<void*>(tensor.data_ptr()), tensor.stride(0), tensor.stride(1), float_dtype(name, tensor)};
 }
 

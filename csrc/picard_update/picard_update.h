@@ -12,12 +12,15 @@ struct PicardUpdate {
   Rows anchors;  // [T+1, B, D], may be exactly the memory of states
   Rows outputs;  // [T, B, D]
   Rows noise;    // [T, B, D] or absent
+  Rows directions;             // [T, B, R, D] or absent; stride_row and stride_sample are those of T and B
+  int64_t stride_direction;    // of R in directions, in elements
   const void* state_coef;      // real [T, K]
   const void* anchor_coef;     // real [T, K]
   const void* output_coef;     // real [T, K]
   const void* noise_coef;      // real [T]
   const void* x0_coef;         // real [T, 2]
   const void* residual_scale;  // real [T+1]
+  const void* weights;         // real [T, B, R] or null
   const int64_t* begin;        // [B]
   const int64_t* hold;         // [B]
   const int64_t* end;          // [B]
@@ -26,10 +29,13 @@ struct PicardUpdate {
   int64_t num_samples;         // B
   int64_t num_elements;        // D
   int32_t history;             // K, 1 .. kMaxHistory
+  int32_t rank;                // R, 1 .. kMaxRank, or 0 without corrections
 };
 
 // The deepest linear multistep scheduler (PNDM) reads four earlier outputs besides the current one.
 constexpr int kMaxHistory = 5;
+// More directions would make their rows, not the outputs, what a round has to read.
+constexpr int kMaxRank = 8;
 
 // ---- CPU -------------------------------------------------------------------------------------------------
 

@@ -56,9 +56,11 @@ void write_residual(const PicardUpdate& call, const double* partial, int64_t num
 
 Tensor picard_update_cpu(Tensor states, Tensor anchors, Tensor outputs, std::optional<Tensor> noise,
                          Tensor state_coef, Tensor anchor_coef, Tensor output_coef, Tensor noise_coef,
-                         Tensor x0_coef, Tensor residual_scale, Tensor begin, Tensor hold, Tensor end) {
+                         Tensor x0_coef, Tensor residual_scale, Tensor begin, Tensor hold, Tensor end,
+                         std::optional<Tensor> weights, std::optional<Tensor> directions) {
   PicardUpdate call = check_picard_update({states, anchors, outputs, noise, state_coef, anchor_coef, output_coef,
-                                           noise_coef, x0_coef, residual_scale, begin, hold, end});
+                                           noise_coef, x0_coef, residual_scale, begin, hold, end, weights,
+                                           directions});
   const int64_t longest = check_ranges(call);
   Tensor residual = torch::stable::new_empty(residual_scale, {call.num_steps + 1, call.num_samples});
   call.residual = residual.data_ptr();
@@ -97,7 +99,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(parasample, m) {
   m.def(
       "picard_update(Tensor(a!) states, Tensor anchors, Tensor outputs, Tensor? noise, Tensor state_coef, "
       "Tensor anchor_coef, Tensor output_coef, Tensor noise_coef, Tensor x0_coef, Tensor residual_scale, "
-      "Tensor begin, Tensor hold, Tensor end) -> Tensor");
+      "Tensor begin, Tensor hold, Tensor end, Tensor? weights=None, Tensor? directions=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(parasample, CPU, m) {

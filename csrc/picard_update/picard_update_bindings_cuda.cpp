@@ -9,9 +9,11 @@ namespace {
 
 Tensor picard_update_cuda(Tensor states, Tensor anchors, Tensor outputs, std::optional<Tensor> noise,
                           Tensor state_coef, Tensor anchor_coef, Tensor output_coef, Tensor noise_coef,
-                          Tensor x0_coef, Tensor residual_scale, Tensor begin, Tensor hold, Tensor end) {
+                          Tensor x0_coef, Tensor residual_scale, Tensor begin, Tensor hold, Tensor end,
+                          std::optional<Tensor> weights, std::optional<Tensor> directions) {
   PicardUpdate call = check_picard_update({states, anchors, outputs, noise, state_coef, anchor_coef, output_coef,
-                                           noise_coef, x0_coef, residual_scale, begin, hold, end});
+                                           noise_coef, x0_coef, residual_scale, begin, hold, end, weights,
+                                           directions});
   const int32_t device = states.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const int64_t rows = call.num_steps + 1, samples = call.num_samples;

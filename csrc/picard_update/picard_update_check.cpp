@@ -29,6 +29,16 @@ PicardUpdate check_picard_update(const PicardUpdateTensors& t) {
   check.shape("begin", t.begin, {B}, "[B]");
   check.shape("hold", t.hold, {B}, "[B]");
   check.shape("end", t.end, {B}, "[B]");
+  STD_TORCH_CHECK(t.weights.has_value() == t.directions.has_value(),
+                  "picard_update: weights and directions must be given together, found ",
+                  t.weights ? "weights" : "directions", " alone; pass both or neither");
+  const int64_t R = t.weights && t.weights->dim() == 3 ? t.weights->size(2) : 0;
+  if (t.weights) {
+    STD_TORCH_CHECK(R >= 1 && R <= kMaxRank, "picard_update: weights must have shape [T, B, R] with R = 1 .. ",
+                    kMaxRank, ", found ", shape_of(*t.weights), "; keep the directions that matter most");
+    check.shape("weights", *t.weights, {T, B, R}, "[T, B, R]");
+    check.shape("directions", *t.directions, {T, B, R, D}, "[T, B, R, D]");
+  }
 
   PicardUpdate call{};
   call.states = check.rows("states", states);
@@ -45,6 +55,10 @@ PicardUpdate check_picard_update(const PicardUpdateTensors& t) {
                   "itself or a .clone()");
   call.outputs = check.rows("outputs", t.outputs);
   if (t.noise) call.noise = check.rows("noise", *t.noise);
+  if (t.directions) {
+    call.directions = check.rows("directions", *t.directions);
+    call.stride_direction = t.directions->stride(2);
+  }
 
   const ScalarType real = real_dtype(call);
   call.state_coef = check.table("state_coef", t.state_coef, real);
@@ -53,6 +67,7 @@ PicardUpdate check_picard_update(const PicardUpdateTensors& t) {
   call.noise_coef = check.table("noise_coef", t.noise_coef, real);
   call.x0_coef = check.table("x0_coef", t.x0_coef, real);
   call.residual_scale = check.table("residual_scale", t.residual_scale, real);
+  if (t.weights) call.weights = check.table("weights", *t.weights, real);
   call.begin = static_cast<const int64_t*>(check.table("begin", t.begin, ScalarType::Long));
   call.hold = static_cast<const int64_t*>(check.table("hold", t.hold, ScalarType::Long));
   call.end = static_cast<const int64_t*>(check.table("end", t.end, ScalarType::Long));
@@ -60,6 +75,7 @@ PicardUpdate check_picard_update(const PicardUpdateTensors& t) {
   call.num_samples = B;
   call.num_elements = D;
   call.history = int32_t(K);
+  call.rank = int32_t(R);
   return call;
 }
 

@@ -12,6 +12,7 @@ struct PicardUpdateTensors {
   Tensor states, anchors, outputs;
   std::optional<Tensor> noise;
   Tensor state_coef, anchor_coef, output_coef, noise_coef, x0_coef, residual_scale, begin, hold, end;
+  std::optional<Tensor> weights, directions;
 };
 
 // Shapes, dtypes, layout and devices; reads no tensor data. `residual` of the result is left null.

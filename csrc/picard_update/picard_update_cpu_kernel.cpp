@@ -96,6 +96,7 @@ struct Scan {
   alignas(64) Real state_blocks[kMaxHistory + 1][kMaxChunk];
   alignas(64) Real anchor_blocks[kMaxHistory + 1][kMaxChunk];
   alignas(64) Real output_blocks[kMaxHistory][kMaxChunk];
+  const Real* output_rows[kMaxHistory];  // where each output is: its own row, or its block
   alignas(64) Real noise_block[kMaxChunk];
   alignas(64) Real held_x0[kMaxChunk];
 
@@ -110,9 +111,10 @@ struct Scan {
     return row * rows.stride_row + sample * rows.stride_sample + first;
   }
   // The row itself where it is stored as Real, else a converted copy in `block`.
-  const Real* read(const Rows& rows, int64_t row, Real* block) const {
-    if (rows.dtype == kComputed<Real>) return static_cast<const Real*>(rows.data) + offset(rows, row);
-    load_row(block, rows.data, rows.dtype, offset(rows, row), count);
+  const Real* read(const Rows& rows, int64_t row, Real* block, int64_t within_row = 0) const {
+    const int64_t at = offset(rows, row) + within_row;
+    if (rows.dtype == kComputed<Real>) return static_cast<const Real*>(rows.data) + at;
+    load_row(block, rows.data, rows.dtype, at, count);
     return block;
   }
 
@@ -122,26 +124,34 @@ struct Scan {
     if (!stored_exactly) return state_block(row);
     return static_cast<const Real*>(call.states.data) + offset(call.states, row);
   }
-  const Real* output(int64_t row) {
-    if (row <= hold && call.outputs.dtype == kComputed<Real>) {
-      return static_cast<const Real*>(call.outputs.data) + offset(call.outputs, row);
-    }
-    return output_blocks[row % depth];
-  }
+  const Real* output(int64_t row) const { return output_rows[row % depth]; }
   const Real* x0_coef(int64_t row) const { return static_cast<const Real*>(call.x0_coef) + 2 * row; }
 
   void load_anchor(int64_t row) {
     load_row(anchor(row), call.anchors.data, call.anchors.dtype, offset(call.anchors, row), count);
   }
   void load_output(int64_t row) {
-    if (call.outputs.dtype != kComputed<Real>) {
-      load_row(output_blocks[row % depth], call.outputs.data, call.outputs.dtype, offset(call.outputs, row), count);
+    Real* block = output_blocks[row % depth];
+    const Real* sum = read(call.outputs, row, block);
+    const Real* weights = static_cast<const Real*>(call.weights) + (row * call.num_samples + sample) * call.rank;
+    for (int r = 0; r < call.rank; ++r) {
+      if (weights[r] == Real(0)) continue;
+      // noise_block is free until terms_of reads the noise of this row.
+      add_scaled(block, sum, weights[r], read(call.directions, row, noise_block, r * call.stride_direction));
+      sum = block;
     }
+    output_rows[row % depth] = sum;
+  }
+  void add_scaled(Real* to, const Real* sum, Real weight, const Real* direction) const {
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) to[j] = sum[j] + weight * direction[j];
   }
 
-  // History at or before the first row: read as stored, before anything is overwritten.
+  // History at or before the first row: read as stored, before anything is overwritten. A held prediction needs
+  // row begin - 1 even where the recurrence itself is not that deep.
   void load_history(int64_t begin) {
-    for (int64_t row = begin; row >= 0 && row > begin - depth; --row) {
+    const int64_t num_rows = hold < begin && depth < 2 ? 2 : depth;
+    for (int64_t row = begin; row >= 0 && row > begin - num_rows; --row) {
       if (!stored_exactly) {
         load_row(state_block(row), call.states.data, call.states.dtype, offset(call.states, row), count);
       }
@@ -149,15 +159,10 @@ struct Scan {
       load_anchor(row);
       if (row < begin) load_output(row);
     }
-    if (hold < begin) {
-      if (hold < 0) {
-        for (int64_t j = 0; j < count; ++j) held_x0[j] = 0;
-        return;
-      }
-      Real* scratch = output_blocks[begin % depth];  // row `begin` fills this slot only later
-      load_row(held_x0, call.anchors.data, call.anchors.dtype, offset(call.anchors, hold), count);
-      load_row(scratch, call.outputs.data, call.outputs.dtype, offset(call.outputs, hold), count);
-      set_held_x0(held_x0, scratch);
+    if (hold < 0) {
+      for (int64_t j = 0; j < count; ++j) held_x0[j] = 0;
+    } else if (hold < begin) {
+      set_held_x0(anchor(hold), output(hold));
     }
   }
   void set_held_x0(const Real* anchor_row, const Real* output_row) {
@@ -176,6 +181,7 @@ struct Scan {
     const Real u = x0_coef(row)[0], w = x0_coef(row)[1];
     const Real* value = state(row);
     Real* to = output_blocks[row % depth];
+    output_rows[row % depth] = to;
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) to[j] = (held_x0[j] - u * value[j]) / w;
   }

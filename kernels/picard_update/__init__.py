@@ -34,6 +34,8 @@ def picard_update(
     begin: Tensor,
     hold: Tensor,
     end: Tensor,
+    weights: Tensor | None = None,
+    directions: Tensor | None = None,
     *,
     face: str = "auto",
 ) -> Tensor:
@@ -47,6 +49,8 @@ def picard_update(
     Terms with i - k < 0 or a zero coefficient are left out. Rows i > hold[b] were never evaluated: their
     outputs and anchors are not used; xa[i] := x[i] and m[i] := (D - u_i x[i]) / w_i keep the data prediction
     D = u_l xa[l] + w_l m[l] of row l = hold[b] (D = 0 for l = -1), with (u, w) = x0_coef.
+    Every m[i] of an evaluated row is the model output plus sum_r weights[i,b,r] directions[i,b,r], a low-rank
+    correction of its linearisation.
     ParaDiGMS as published (arXiv 2305.16317) freezes the drift: A = 1, C = a_i - 1, B = b_i.
 
     Args:
@@ -54,7 +58,7 @@ def picard_update(
             MUTATED in rows begin[b]+1 .. end[b]. T and B may be strided; D must have unit stride.
         anchors: xa, [T+1, B, D] of states' dtype: the states at which outputs were evaluated. May be `states`
             itself (or another view of exactly that memory), but must not overlap it in any other way.
-        outputs: m, [T, B, D] any float dtype; must not overlap states.
+        outputs: model outputs, [T, B, D] any float dtype; must not overlap states.
         noise: z, [T, B, D] any float dtype, or None where noise_coef is zero; must not overlap states. Rows
             with a zero coefficient are not read.
         state_coef, anchor_coef, output_coef: [T, K]; column k belongs to row i - k. K = 1 .. 5 in the fused
@@ -64,6 +68,9 @@ def picard_update(
         begin, hold, end: [B] int64 on the device of states; 0 <= begin, end <= T, hold >= begin - 1. A sample
             with end <= begin is left alone. Values on CUDA cannot be checked without stalling: begin and end
             are clipped to 0 .. T there, hold to begin - 1, and noise None counts as zero noise.
+        weights: [T, B, R] of the coefficients' dtype, contiguous, R = 1 .. 8; None for no corrections.
+        directions: [T, B, R, D] any float dtype, T, B and R may be strided; must not overlap states. Given
+            exactly when weights are. One whose weight is zero is not read.
         face: "auto", or one of "reference", "cpu", "cuda", "triton".
 
     Returns:
@@ -78,7 +85,7 @@ def picard_update(
         RuntimeError: the face asked for is not available here.
     """
     deep = face == "auto" and state_coef.shape[-1] > MAX_HISTORY
-    run = _choose("reference" if deep else face, states.device.type)
+    run = _function(_choose("reference" if deep else face, states.device.type))
     tensors = (
         states,
         _unit_stride(anchors),
@@ -93,6 +100,8 @@ def picard_update(
         begin,
         hold,
         end,
+        weights,
+        directions if directions is None else _unit_stride(directions),
     )
     try:
         return run(*tensors)
@@ -107,31 +116,39 @@ def _unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride()[-1:] == (1,) else tensor.contiguous()
 
 
+def _choose(face: str, device: str) -> str:
+    return _cached_choice(face, device)
+
+
+# torch.compile calls it instead of tracing it. torch.compiler.assume_constant_result sets the same mark, but
+# imports the whole compiler, which takes seconds.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @functools.cache
-def _choose(face: str, device: str) -> Face:
-    """The function for a face on a device type; "auto" takes the first that is available."""
+def _cached_choice(face: str, device: str) -> str:
+    """The face to run on a device type, ready to run; "auto" takes the first that is available."""
+    statuses = {status.face: status for status in face_statuses()}
     if face == "auto":
         candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device, ())
-        statuses = {status.face: status for status in face_statuses()}
         face = next((name for name in candidates if statuses[name].available), "reference")
-        return _function(face)
     if face not in FACES:
         raise ValueError(f"picard_update: face must be one of auto, {', '.join(FACES)}, found {face!r}")
-    status = next(status for status in face_statuses() if status.face == face)
-    if not status.available:
+    if not statuses[face].available:
         raise RuntimeError(
-            f"picard_update: face {face!r} is not available: {status.reason}; pass face='auto'"
+            f"picard_update: face {face!r} is not available: {statuses[face].reason}; pass face='auto'"
         )
-    if face in ("cpu", "cuda") and face != device:
-        raise ValueError(
-            f"picard_update: face {face!r} needs {face} tensors, found {device}; pass face='auto'"
-        )
-    return _function(face)
+    if face in ("cpu", "cuda"):
+        if face != device:
+            raise ValueError(
+                f"picard_update: face {face!r} needs {face} tensors, found {device}; pass face='auto'"
+            )
+        _register_fake()
+    return face
 
 
 def _function(face: str) -> Face:
     if face in ("cpu", "cuda"):
-        _register_fake()
         return torch.ops.parasample.picard_update.default
     if face == "triton":
         from .triton import picard_update_triton
@@ -141,7 +158,7 @@ def _function(face: str) -> Face:
 
 
 def _checked(run: Face, max_history: int = MAX_HISTORY) -> Face:
-    def checked(*tensors: Tensor) -> Tensor:
+    def checked(*tensors: Tensor | None) -> Tensor:
         check_arguments(*tensors, max_history=max_history)
         return run(*tensors)
 

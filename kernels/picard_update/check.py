@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 MAX_HISTORY = 5  # of the fused faces; the reference takes any
+MAX_RANK = 8  # directions per model output: what a round reads stays within a few times its outputs
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+ROWS = ("anchors", "outputs", "noise", "directions")  # only their last dimension must be dense
 
 
 def check_arguments(
@@ -23,6 +25,8 @@ def check_arguments(
     begin: Tensor,
     hold: Tensor,
     end: Tensor,
+    weights: Tensor | None = None,
+    directions: Tensor | None = None,
     *,
     max_history: int = MAX_HISTORY,
 ) -> None:
@@ -42,6 +46,7 @@ def check_arguments(
             "states", "a dtype of float32, float64, float16, bfloat16", states.dtype, "convert it with .to()"
         )
     real = torch.float64 if states.dtype == torch.float64 else torch.float32
+    R = _rank(weights, directions)
     arguments: dict[str, tuple[Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]] = {
         "anchors": (anchors, (rows, B, D), (states.dtype,)),
         "outputs": (outputs, (T, B, D), FLOATS),
@@ -55,6 +60,8 @@ def check_arguments(
         "begin": (begin, (B,), (torch.int64,)),
         "hold": (hold, (B,), (torch.int64,)),
         "end": (end, (B,), (torch.int64,)),
+        "weights": (weights, (T, B, R), (real,)),
+        "directions": (directions, (T, B, R, D), FLOATS),
     }
     for name, (tensor, shape, dtypes) in arguments.items():
         if tensor is None:
@@ -65,6 +72,8 @@ def check_arguments(
             _fail(name, f"dtype {dtypes[0]}", tensor.dtype, "convert it with .to()")
         if tensor.device != states.device:
             _fail(name, f"device {states.device}", tensor.device, "move it with .to()")
+        if name not in ROWS and not tensor.is_contiguous():
+            _fail(name, "contiguous memory", f"strides {tensor.stride()}", "pass .contiguous()")
     if D > 1 and states.stride(2) != 1:
         _fail("states", "unit stride in D", f"stride {states.stride(2)}", "pass a .contiguous() tensor")
     if (
@@ -80,6 +89,19 @@ def check_arguments(
         _check_ranges(
             begin.tolist(), hold.tolist(), end.tolist(), T, None if noise is not None else noise_coef
         )
+
+
+def _rank(weights: Tensor | None, directions: Tensor | None) -> int:
+    """R, the number of directions per output; 0 where there are none."""
+    if weights is None or directions is None:
+        if weights is not None or directions is not None:
+            found = "weights" if directions is None else "directions"
+            _fail("weights and directions", "both or neither", f"{found} alone", "pass both or neither")
+        return 0
+    if weights.dim() != 3 or not 1 <= weights.shape[2] <= MAX_RANK:
+        remedy = "keep the directions that matter most"
+        _fail("weights", f"shape [T, B, R], R = 1 .. {MAX_RANK}", list(weights.shape), remedy)
+    return weights.shape[2]
 
 
 def _check_ranges(

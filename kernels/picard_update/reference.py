@@ -20,6 +20,8 @@ def picard_update_reference(
     begin: Tensor,
     hold: Tensor,
     end: Tensor,
+    weights: Tensor | None = None,
+    directions: Tensor | None = None,
 ) -> Tensor:
     """Run the affine recurrence over each sample's range of steps; see `picard_update` for the arguments."""
     real = torch.float64 if states.dtype == torch.float64 else torch.float32
@@ -35,7 +37,7 @@ def picard_update_reference(
         rows = _scan(
             states[:, b].to(real),
             old,
-            outputs[:, b].to(real),
+            _corrected(outputs[:, b], weights, directions, b, real),
             None if noise is None else noise[:, b].to(real),
             tables,
             (first, hold_row, last),
@@ -47,10 +49,25 @@ def picard_update_reference(
     return residual
 
 
+def _corrected(
+    outputs: Tensor,  # [T, D]
+    weights: Tensor | None,  # [T, B, R]
+    directions: Tensor | None,  # [T, B, R, D]
+    b: int,
+    real: torch.dtype,
+) -> Tensor:
+    """The model outputs of sample b plus its weighted directions; one of weight zero is not read."""
+    m = outputs.to(real, copy=True)
+    if weights is not None and directions is not None:
+        for i, r in weights[:, b].nonzero().tolist():
+            m[i] += weights[i, b, r] * directions[i, b, r].to(real)
+    return m
+
+
 def _scan(
     x: Tensor,  # [T+1, D] as stored
     xa: Tensor,  # [T+1, D]
-    m: Tensor,  # [T, D]
+    m: Tensor,  # [T, D], corrected
     z: Tensor | None,  # [T, D]
     tables: list,
     steps: tuple[int, int, int],

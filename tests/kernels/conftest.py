@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -33,6 +34,8 @@ class Call:
     begin: Tensor
     hold: Tensor
     end: Tensor
+    weights: Tensor | None = None
+    directions: Tensor | None = None
 
     def args(self) -> tuple[Tensor | None, ...]:
         return tuple(getattr(self, field.name) for field in fields(self))
@@ -54,9 +57,13 @@ def make_call(
     outputs_dtype: torch.dtype | None = None,
     noise: bool = True,
     alias: bool = False,
+    rank: int = 0,
     seed: int = 0,
 ) -> Call:
-    """W steps; each sample gets its own begin, hold and end. Coefficients keep the scan from growing."""
+    """W steps; each sample gets its own begin, hold and end. Coefficients keep the scan from growing.
+
+    With rank > 0 outputs are corrected; every third weight is zero and its direction NaN.
+    """
     g = torch.Generator().manual_seed(seed)
     real = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -68,6 +75,11 @@ def make_call(
     begin[0], end[0] = 0, W  # at least one sample runs over everything
     states = normal(W + 1, B, D).to(dtype)
     size = 0.9 / (3 * K)
+    weights = directions = None
+    if rank:
+        unread = torch.arange(W * B * rank).reshape(W, B, rank) % 3 == 1
+        weights = (normal(W, B, rank) / rank).masked_fill(unread, 0).to(real)
+        directions = normal(W, B, rank, D).masked_fill(unread[..., None], torch.nan).to(outputs_dtype or dtype)
     return Call(
         states=states,
         anchors=states if alias else normal(W + 1, B, D).to(dtype),
@@ -85,6 +97,8 @@ def make_call(
         begin=begin,
         hold=begin - 1 + torch.randint(0, W + 1, (B,), generator=g),
         end=end,
+        weights=weights,
+        directions=directions,
     )
 
 
@@ -95,6 +109,11 @@ def plain_python(call: Call) -> tuple[list, list]:
     A, C, M = call.state_coef.tolist(), call.anchor_coef.tolist(), call.output_coef.tolist()
     S, X0, scale = call.noise_coef.tolist(), call.x0_coef.tolist(), call.residual_scale.tolist()
     T, B, D = call.outputs.shape
+    if call.weights is not None:
+        w, direction = call.weights.tolist(), call.directions.tolist()
+        for i, b, d, r in itertools.product(range(T), range(B), range(D), range(len(w[0][0]))):
+            if w[i][b][r] != 0:
+                m[i][b][d] += w[i][b][r] * direction[i][b][r][d]
     residual = [[math.inf] * B for _ in range(T + 1)]
     for b in range(B):
         first, hold, last = int(call.begin[b]), int(call.hold[b]), int(call.end[b])

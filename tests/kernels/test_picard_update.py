@@ -31,7 +31,7 @@ def run(call, face):  # -> (states, residual), and the call that was mutated
     return mine.states, picard_update(*mine.args(), face=face)
 
 
-SHAPES = [  # W, B, D, K, dtype, outputs_dtype, noise, alias
+SHAPES = [  # W, B, D, K, dtype, outputs_dtype, noise, alias and, where outputs are corrected, R
     (1, 1, 1, 1, torch.float32, None, True, False),
     (1, 5, 63, 1, torch.float32, None, False, True),
     (7, 3, 63, 1, torch.float32, None, True, True),
@@ -45,6 +45,11 @@ SHAPES = [  # W, B, D, K, dtype, outputs_dtype, noise, alias
     (6, 4, 17, 4, torch.float64, torch.float32, True, True),
     (8, 5, 31, 5, torch.float32, None, True, True),
     (8, 2, 31, 5, torch.bfloat16, None, True, False),
+    (1, 2, 9, 1, torch.float32, None, True, False, 1),
+    (7, 3, 64, 1, torch.float32, torch.bfloat16, True, True, 3),
+    (6, 3, 33, 2, torch.bfloat16, torch.float16, False, True, 2),
+    (6, 2, 20, 3, torch.float64, torch.float32, True, False, 8),
+    (8, 4, 17, 5, torch.float16, torch.float32, True, True, 5),
 ]
 LARGE = [  # more than one chunk of the CPU kernel, and long trajectories
     (32, 2, 5001, 1, torch.float32, None, True, True),
@@ -53,30 +58,35 @@ LARGE = [  # more than one chunk of the CPU kernel, and long trajectories
     (16, 3, 2500, 3, torch.float16, torch.float32, False, True),
     (1000, 2, 40, 1, torch.float32, None, True, True),
     (1000, 1, 1030, 2, torch.float64, None, True, False),
+    (9, 32, 300, 1, torch.float32, torch.bfloat16, True, True, 4),
+    (33, 2, 4096, 2, torch.float32, torch.float16, True, True, 8),
+    (1000, 1, 64, 3, torch.float32, None, False, True, 2),
+    (20, 40, 1026, 1, torch.bfloat16, None, True, True),
 ]
 
 
 def label(shape):
-    W, B, D, K, dtype, outputs, noise, alias = shape
+    W, B, D, K, dtype, outputs, noise, alias, *rank = shape
     parts = [
         f"W{W}-B{B}-D{D}-K{K}-{NAMES[dtype]}",
         f"m_{NAMES[outputs]}" if outputs else "",
         "z" if noise else "",
         "alias" if alias else "",
+        f"R{rank[0]}" if rank else "",
     ]
     return "-".join(part for part in parts if part)
 
 
 def from_shape(random_call, shape, **more):
-    W, B, D, K, dtype, outputs, noise, alias = shape
-    return random_call(W, B, D, K, dtype, outputs, noise, alias, **more)
+    return random_call(*shape, **more)
 
 
+@pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("K", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("alias", [False, True])
-def test_reference_matches_definition(random_call, by_hand, assert_same, K, alias, reference):
+def test_reference_matches_definition(random_call, by_hand, assert_same, K, alias, rank, reference):
     for seed in range(4):
-        call = random_call(W=6, B=4, D=3, K=K, dtype=torch.float64, alias=alias, seed=seed)
+        call = random_call(W=6, B=4, D=3, K=K, dtype=torch.float64, alias=alias, rank=rank, seed=seed)
         states, residual = by_hand(call)
         expected = torch.tensor(states, dtype=torch.float64), torch.tensor(residual, dtype=torch.float64)
         assert_same(reference(call), expected)
@@ -98,10 +108,10 @@ def test_matches_reference_large(random_call, assert_same, face, shape, referenc
 
 
 @pytest.mark.parametrize("face", ["reference", *FACES])
-@pytest.mark.parametrize("K", [1, 3])
-def test_reads_only_what_is_defined(random_call, assert_same, face, K, reference):
+@pytest.mark.parametrize("K, rank", [(1, 0), (3, 0), (1, 2), (3, 2)])
+def test_reads_only_what_is_defined(random_call, assert_same, face, K, rank, reference):
     """NaN wherever nothing may be read: the result must not change."""
-    call = random_call(W=9, B=4, D=21, K=K)
+    call = random_call(W=9, B=4, D=21, K=K, rank=rank)
     call.begin, call.hold, call.end = (
         torch.tensor([0, 3, 4, 2]),
         torch.tensor([-1, 2, 6, 9]),
@@ -119,6 +129,8 @@ def test_reads_only_what_is_defined(random_call, assert_same, face, K, reference
                 read = False
             if not read and i != hold:
                 poisoned.outputs[i, b] = torch.nan
+                if rank:
+                    poisoned.directions[i, b] = torch.nan
             if not begin <= i < end or call.noise_coef[i] == 0:
                 poisoned.noise[i, b] = torch.nan
         poisoned.states[begin + 1 : end + 1, b] = torch.nan  # written, never read
@@ -132,6 +144,26 @@ def test_reads_only_what_is_defined(random_call, assert_same, face, K, reference
         (states, torch.where(compared, residual.cpu(), 0)),
         (expected[0], torch.where(compared, expected[1], 0)),
     )
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("outputs_dtype", [torch.float32, torch.bfloat16])
+def test_expanded_directions_are_read_in_place(random_call, assert_same, face, outputs_dtype, reference):
+    """One set of directions for all steps and samples: strides of zero."""
+    call = random_call(W=5, B=3, D=24, rank=2, outputs_dtype=outputs_dtype)
+    call.directions = call.directions[0, 0].nan_to_num().expand(5, 3, 2, 24)
+    assert_same(run(call, face), reference(call))
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_zero_weights_change_no_bit(random_call, face):
+    call = random_call(W=7, B=3, D=50, K=2, rank=4)
+    call.weights.zero_()
+    call.directions.fill_(torch.nan)
+    corrected = run(call, face)
+    call.weights = call.directions = None
+    for found, expected in zip(corrected, run(call, face), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("face", ["reference", *FACES])
@@ -185,31 +217,34 @@ def test_rows_outside_the_range_are_left(random_call, face):
 
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("alias", [False, True])
-def test_strided_rows_and_samples(random_call, assert_same, face, alias, reference):
-    call = random_call(W=6, B=3, D=29, K=2, alias=alias)
+@pytest.mark.parametrize("D", [29, 32])  # no row, or every row, aligned for vector loads
+def test_strided_rows_and_samples(random_call, assert_same, face, alias, D, reference):
+    call = random_call(W=6, B=3, D=D, K=2, alias=alias, rank=3)
     expected = reference(call)
     device = device_of(face)
 
     def strided(tensor):  # samples outermost, with a gap after each row
         rows, samples, elements = tensor.shape
-        view = torch.full((samples, rows, elements + 3), torch.nan, device=device)[:, :, :elements].transpose(
-            0, 1
-        )
-        return view.copy_(tensor)
+        view = torch.full((samples, rows, elements + 4), torch.nan, device=device)[:, :, :elements]
+        return view.transpose(0, 1).copy_(tensor)
 
     mine = call.clone(device)
     mine.states, mine.outputs, mine.noise = strided(call.states), strided(call.outputs), strided(call.noise)
     mine.anchors = mine.states if alias else strided(call.anchors)
-    assert not mine.states.is_contiguous()
+    # directions outermost, with a gap after each
+    directions = torch.full((3, 6, 3, D + 4), torch.nan, device=device)[..., :D].permute(1, 2, 0, 3)
+    mine.directions = directions.copy_(call.directions)
+    assert not mine.states.is_contiguous() and not mine.directions.is_contiguous()
     residual = picard_update(*mine.args(), face=face)
     assert_same((mine.states, residual), expected)
 
 
 @pytest.mark.parametrize("face", FACES)
 def test_inputs_strided_in_d_are_copied(random_call, assert_same, face, reference):
-    call = random_call(W=4, B=2, D=11)
+    call = random_call(W=4, B=2, D=11, rank=2)
     expected = reference(call)
     mine = call.clone(device_of(face))
+    mine.directions = mine.directions.transpose(2, 3).contiguous().transpose(2, 3)
     mine.outputs = mine.outputs.transpose(0, 2).contiguous().transpose(0, 2)
     mine.anchors = mine.anchors.transpose(1, 2).contiguous().transpose(1, 2)
     residual = picard_update(*mine.args(), face=face)
@@ -228,9 +263,9 @@ def test_nothing_to_do(random_call, face, B, D):
 
 
 @pytest.mark.parametrize("D", [700, 9000])
-@pytest.mark.parametrize("K", [1, 4])
-def test_cpu_is_bit_equal_for_any_thread_count(random_call, D, K):
-    call = random_call(W=20, B=3, D=D, K=K)
+@pytest.mark.parametrize("K, rank", [(1, 0), (4, 0), (2, 3)])
+def test_cpu_is_bit_equal_for_any_thread_count(random_call, D, K, rank):
+    call = random_call(W=20, B=3, D=D, K=K, rank=rank)
     results = []
     before = torch.get_num_threads()
     try:
@@ -245,8 +280,9 @@ def test_cpu_is_bit_equal_for_any_thread_count(random_call, D, K):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("face", ["cuda", "triton"])
-def test_gpu_is_bit_equal_from_run_to_run(random_call, face):
-    call = random_call(W=20, B=3, D=9000, K=2)
+@pytest.mark.parametrize("D", [9000, 40000])
+def test_gpu_is_bit_equal_from_run_to_run(random_call, face, D):
+    call = random_call(W=20, B=3, D=D, K=2, rank=2)
     first = run(call, face)
     for _ in range(5):
         again = run(call, face)
@@ -254,11 +290,28 @@ def test_gpu_is_bit_equal_from_run_to_run(random_call, face):
 
 
 @pytest.mark.parametrize("face", FACES[:2])
-@pytest.mark.parametrize("noise", [False, True])
-def test_opcheck(random_call, face, noise):
+@pytest.mark.parametrize("noise, rank", [(False, 0), (True, 0), (True, 2)])
+def test_opcheck(random_call, face, noise, rank):
     picard_update(*random_call(noise=noise).clone(device_of(face)).args())  # loads the library
-    call = random_call(W=5, B=2, D=12, K=2, noise=noise).clone(device_of(face))
+    call = random_call(W=5, B=2, D=12, K=2, noise=noise, rank=rank).clone(device_of(face))
     torch.library.opcheck(torch.ops.parasample.picard_update.default, call.args())
+
+
+@pytest.mark.parametrize("face", FACES[:2])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_compiles_without_a_graph_break(random_call, face, rank):
+    def step(states, *rest):
+        residual = picard_update(states, *rest)
+        return states * 2, residual + 1
+
+    call = random_call(W=5, B=2, D=12, K=2, rank=rank)
+    eager, mine = call.clone(device_of(face)), call.clone(device_of(face))
+    expected = step(*eager.args())
+    # aot_eager functionalises the mutation of states as inductor does, without its C++ compiler
+    found = torch.compile(step, fullgraph=True, backend="aot_eager")(*mine.args())
+    assert torch.equal(mine.states, eager.states)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_auto_takes_the_native_op(random_call):

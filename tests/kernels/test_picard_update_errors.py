@@ -29,6 +29,15 @@ MISTAKES = {
     "begin_dtype": ("begin", lambda t: t.int(), "begin"),
     "begin_negative": ("begin", lambda t: t - 1, "clip the window"),
     "end_too_late": ("end", lambda t: t + 1, "clip the window"),
+    "weights_alone": ("directions", lambda t: None, "both or neither"),
+    "directions_alone": ("weights", lambda t: None, "both or neither"),
+    "weights_shape": ("weights", lambda t: t[:-1], "weights must have shape"),
+    "weights_dtype": ("weights", lambda t: t.double(), "weights"),
+    "weights_strided": ("weights", lambda t: t.transpose(0, 2).contiguous().transpose(0, 2), "contiguous"),
+    "rank_zero": ("weights", lambda t: t[:, :, :0], "R = 1 .. 8"),
+    "rank_too_high": ("weights", lambda t: t.repeat(1, 1, 5), "R = 1 .. 8"),
+    "directions_shape": ("directions", lambda t: t[:, :, :1], "directions must have shape"),
+    "directions_int": ("directions", lambda t: t.long(), "directions"),
     "hold_too_early": ("hold", lambda t: t - 50, "hold >= begin - 1"),
 }
 
@@ -37,7 +46,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_bad_argument(random_call, face, mistake):
     name, spoil, message = MISTAKES[mistake]
-    call = random_call(W=5, B=2, D=8)
+    call = random_call(W=5, B=2, D=8, rank=2)
     call.begin[:], call.hold[:], call.end[:] = 0, 4, 5
     setattr(call, name, spoil(getattr(call, name)))
     before = call.states.clone()
