@@ -52,11 +52,26 @@ CpuKernel select_picard_update_cpu();
 
 // ---- CUDA ------------------------------------------------------------------------------------------------
 
-// Partial sums per row and sample that the CUDA kernel writes; the workspace holds real [T+1, B, this].
-int64_t cuda_num_partials(const PicardUpdate& call);
+// How a call is cut for the device.
+struct CudaPlan {
+  int32_t width;           // elements per thread: 4 with vector loads, or 1
+  int32_t threads;         // per block
+  uint32_t blocks;         // per sample
+  int32_t depth;           // rows in flight
+  // Shared memory, in bytes from its start: a ring of coefficients, squared changes, a ring of rows in flight.
+  int32_t squares_at, rows_at;
+  int32_t row_bytes;                              // of all threads' slots of one row
+  int32_t outputs_at, noise_at, directions_at;    // within them; anchors come first
+  int32_t shared_bytes;
+};
 
-// Enqueues the update on `stream` (a cudaStream_t) and returns at once; the result is a cudaError_t.
-int launch_picard_update_cuda(const PicardUpdate& call, void* workspace, void* stream);
-const char* cuda_error_text(int error);
+// Elements (over all samples) from which on 4 per thread still give every multiprocessor a block: an H200 has 132.
+constexpr int64_t kWideFrom = 4 * 128 * 128;
+
+CudaPlan plan_picard_update_cuda(const PicardUpdate& call, int64_t wide_from = kWideFrom);
+
+// Enqueues the update on `stream` (a cudaStream_t), in one launch, and returns at once: null, or an error in words.
+// The workspace holds real [B, T+1, plan.blocks] and needs no preparation.
+const char* launch_picard_update_cuda(const PicardUpdate& call, const CudaPlan& plan, void* workspace, void* stream);
 
 }  // namespace parasample

@@ -20,12 +20,13 @@ Tensor picard_update_cuda(Tensor states, Tensor anchors, Tensor outputs, std::op
   Tensor residual = torch::stable::new_empty(residual_scale, {rows, samples});
   if (samples == 0) return residual;
   call.residual = residual.data_ptr();
+  const CudaPlan plan = plan_picard_update_cuda(call);
   // The allocator keeps the workspace alive for work on this stream after it is freed here.
-  Tensor workspace = torch::stable::new_empty(residual_scale, {rows, samples, cuda_num_partials(call)});
+  Tensor workspace = torch::stable::new_empty(residual_scale, {samples, rows, int64_t(plan.blocks)});
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  const int error = launch_picard_update_cuda(call, workspace.data_ptr(), stream);
-  STD_TORCH_CHECK(error == 0, "picard_update: the CUDA launch failed: ", cuda_error_text(error));
+  const char* error = launch_picard_update_cuda(call, plan, workspace.data_ptr(), stream);
+  STD_TORCH_CHECK(error == nullptr, "picard_update: the CUDA launch failed: ", error);
   return residual;
 }
 

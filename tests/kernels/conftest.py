@@ -79,7 +79,8 @@ def make_call(
     if rank:
         unread = torch.arange(W * B * rank).reshape(W, B, rank) % 3 == 1
         weights = (normal(W, B, rank) / rank).masked_fill(unread, 0).to(real)
-        directions = normal(W, B, rank, D).masked_fill(unread[..., None], torch.nan).to(outputs_dtype or dtype)
+        directions = normal(W, B, rank, D).masked_fill(unread[..., None], torch.nan)
+        directions = directions.to(outputs_dtype or dtype)
     return Call(
         states=states,
         anchors=states if alias else normal(W + 1, B, D).to(dtype),
