@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,9 +159,9 @@ def _function(face: str) -> Face:
 
 
 def _checked(run: Face, max_history: int = MAX_HISTORY) -> Face:
-    def checked(*tensors: Tensor | None) -> Tensor:
-        check_arguments(*tensors, max_history=max_history)
-        return run(*tensors)
+    def checked(*arguments: Any) -> Tensor:
+        check_arguments(*arguments, max_history=max_history)
+        return run(*arguments)
 
     return checked
 

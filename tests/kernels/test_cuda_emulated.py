@@ -146,8 +146,10 @@ def test_many_blocks(library, random_call, assert_same, reference, cut, D, K, ra
     assert_same((states, residual), reference(call))
 
 
-def test_more_samples_than_tickets(library, random_call, assert_same, reference):
-    call = random_call(5, 70, 140, 1, rank=1)
+@pytest.mark.parametrize("W, B, D", [(1000, 2, 5), (3, 32, 40), (5, 70, 140)])
+def test_long_walks_and_large_batches(library, random_call, assert_same, reference, W, B, D):
+    """Many tiles of rows; a counter per sample, and (B = 70) counters that samples share."""
+    call = random_call(W, B, D, 2, rank=1)
     assert_same(emulate(library, call.clone())[:2], reference(call))
 
 

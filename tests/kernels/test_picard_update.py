@@ -289,6 +289,51 @@ def test_gpu_is_bit_equal_from_run_to_run(random_call, face, D):
         assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("D", [3000, 65536])
+def test_cuda_graph_replays(random_call, assert_same, reference, D):
+    call = random_call(W=12, B=2, D=D, K=2, rank=2, alias=True)
+    mine = call.clone("cuda")
+    picard_update(*mine.args(), face="cuda")  # loads the kernel before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        first = picard_update(*mine.args(), face="cuda")
+        second = picard_update(*mine.args(), face="cuda")
+    once, twice = call.clone(), call.clone()
+    expected = picard_update(*once.args(), face="reference")
+    twice.states.copy_(once.states)
+    expected_again = picard_update(*twice.args(), face="reference")
+    for _ in range(3):
+        mine.states.copy_(call.states)
+        graph.replay()
+        assert_same((mine.states, first), (twice.states, expected))
+        assert_same((mine.states, second), (twice.states, expected_again))
+
+
+@pytest.mark.gpu
+def test_cuda_streams_run_side_by_side(random_call):
+    """Launches on several streams at once, and a captured graph beside them, do not disturb each other."""
+    calls = [random_call(W=30, B=3, D=20000, K=1, seed=seed).clone("cuda") for seed in range(5)]
+    expected = [run(call, "cuda") for call in calls]
+    graph, captured = torch.cuda.CUDAGraph(), calls[0]
+    with torch.cuda.graph(graph):
+        replayed = picard_update(*captured.args(), face="cuda")
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in calls]
+    residuals: dict[int, torch.Tensor] = {}
+    for _ in range(200):
+        for index, (stream, call) in enumerate(zip(streams, calls, strict=True)):
+            with torch.cuda.stream(stream):
+                if index == 0:
+                    graph.replay()
+                else:
+                    residuals[index] = picard_update(*call.args(), face="cuda")
+    torch.cuda.synchronize()
+    residuals[0] = replayed
+    for index, (states, residual) in enumerate(expected):  # anchors are apart: each launch gives the same
+        assert torch.equal(calls[index].states, states) and torch.equal(residuals[index], residual)
+
+
 @pytest.mark.parametrize("face", FACES[:2])
 @pytest.mark.parametrize("noise, rank", [(False, 0), (True, 0), (True, 2)])
 def test_opcheck(random_call, face, noise, rank):

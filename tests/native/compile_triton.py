@@ -20,13 +20,14 @@ from triton.compiler import ASTSource
 
 from parasample.kernels.picard_update.triton import BLOCK, picard_update_kernel
 
-VARIANTS = [  # accumulated in, stored as, K, with noise
-    (tl.float32, "fp32", 1, True),
-    (tl.float32, "bf16", 2, False),
-    (tl.float32, "fp16", 5, True),
-    (tl.float64, "fp64", 2, True),
+VARIANTS = [  # accumulated in, stored as, K, with noise, R
+    (tl.float32, "fp32", 1, True, 0),
+    (tl.float32, "fp32", 2, True, 8),
+    (tl.float32, "bf16", 2, False, 3),
+    (tl.float32, "fp16", 5, True, 8),
+    (tl.float64, "fp64", 2, True, 2),
 ]
-ROWS = ("states_ptr", "anchors_ptr", "outputs_ptr", "noise_ptr")
+ROWS = ("states_ptr", "anchors_ptr", "outputs_ptr", "noise_ptr", "directions_ptr")
 
 
 def argument_type(name: str, stored: str, real: str) -> str:
@@ -53,14 +54,14 @@ def main() -> None:
     names = picard_update_kernel.arg_names
     rows = []
     for capability in map(int, sys.argv[1:]):
-        for real, stored, K, has_noise in VARIANTS:
-            constants = {"REAL": real, "K": K, "HAS_NOISE": has_noise, "BLOCK": BLOCK}
+        for real, stored, K, has_noise, rank in VARIANTS:
+            constants = {"REAL": real, "K": K, "HAS_NOISE": has_noise, "RANK": rank, "BLOCK": BLOCK}
             kind = "fp64" if real is tl.float64 else "fp32"
             signature = {n: "constexpr" if n in constants else argument_type(n, stored, kind) for n in names}
             values = {(names.index(name),): value for name, value in constants.items()}
             source = ASTSource(picard_update_kernel, signature, values)
             cubin = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
-            rows.append([f"cc{capability}-{stored}-K{K}", len(cubin), resources(cubin)])
+            rows.append([f"cc{capability}-{stored}-K{K}-R{rank}", len(cubin), resources(cubin)])
     print(json.dumps(rows))
 
 
