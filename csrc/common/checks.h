@@ -30,9 +30,9 @@ class Checks {
   void device(const char* name, const Tensor& tensor) const;
   // Device, dtype and layout of an argument that kernels index as a plain array.
   void* table(const char* name, const Tensor& tensor, ScalarType dtype) const;
-  // Device, dtype (any float) and layout (unit stride in the last dimension) of a [rows, B, D] argument.
+  // Device, dtype (any float) and layout (unit stride in the last dimension) of a [rows, B, D] or [rows, D] argument.
   Rows rows(const char* name, const Tensor& tensor) const;
-  DType float_dtype(const char* name, const Tensor& tensor) const;
+  DType float_dtype(const char* name, ScalarType dtype) const;
 
  private:
   const char* op_;
