@@ -1,5 +1,5 @@
-// Conversions between stored and computed types in CUDA kernels: the stored type is looked at once for several
-// elements, so that their loads are in flight together.
+// Conversions between stored and computed types in CUDA kernels: the stored type is looked at once for
+// several elements, so that their loads are in flight together.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,20 +12,34 @@ namespace parasample {
 namespace {
 
 template <typename Real>
-__device__ __forceinline__ Real as_real(float stored) { return Real(stored); }
+__device__ __forceinline__ Real as_real(float stored) {
+  return Real(stored);
+}
 template <typename Real>
-__device__ __forceinline__ Real as_real(double stored) { return Real(stored); }
+__device__ __forceinline__ Real as_real(double stored) {
+  return Real(stored);
+}
 template <typename Real>
-__device__ __forceinline__ Real as_real(__half stored) { return Real(__half2float(stored)); }
+__device__ __forceinline__ Real as_real(__half stored) {
+  return Real(__half2float(stored));
+}
 template <typename Real>
-__device__ __forceinline__ Real as_real(__nv_bfloat16 stored) { return Real(__bfloat162float(stored)); }
+__device__ __forceinline__ Real as_real(__nv_bfloat16 stored) {
+  return Real(__bfloat162float(stored));
+}
 
 template <typename Real>
-__device__ __forceinline__ void round_to(float& stored, Real value) { stored = float(value); }
+__device__ __forceinline__ void round_to(float& stored, Real value) {
+  stored = float(value);
+}
 template <typename Real>
-__device__ __forceinline__ void round_to(double& stored, Real value) { stored = double(value); }
+__device__ __forceinline__ void round_to(double& stored, Real value) {
+  stored = double(value);
+}
 template <typename Real>
-__device__ __forceinline__ void round_to(__half& stored, Real value) { stored = __float2half_rn(float(value)); }
+__device__ __forceinline__ void round_to(__half& stored, Real value) {
+  stored = __float2half_rn(float(value));
+}
 template <typename Real>
 __device__ __forceinline__ void round_to(__nv_bfloat16& stored, Real value) {
   stored = __float2bfloat16_rn(float(value));
@@ -58,8 +72,8 @@ __device__ __forceinline__ void load_elements(Real (&to)[N], const void* row, DT
 }
 
 template <int Step, int N, typename Real>
-__device__ __forceinline__ void store_elements(void* row, DType dtype, int64_t offset, int64_t at, int64_t end,
-                                               const Real (&from)[N]) {
+__device__ __forceinline__ void store_elements(void* row, DType dtype, int64_t offset, int64_t at,
+                                               int64_t end, const Real (&from)[N]) {
   switch (dtype) {
     case DType::kFloat32: store_typed<Step>(static_cast<float*>(row) + offset, at, end, from); break;
     case DType::kFloat64: store_typed<Step>(static_cast<double*>(row) + offset, at, end, from); break;

@@ -4,7 +4,9 @@
 namespace parasample {
 namespace {
 
-int chunks_per_row(const DriftAggregate& call) { return int((call.num_elements + kElements - 1) / kElements); }
+int chunks_per_row(const DriftAggregate& call) {
+  return int((call.num_elements + kElements - 1) / kElements);
+}
 
 int parts_per_row(const DriftAggregate& call) {
   const int num_chunks = chunks_per_row(call);

@@ -5,27 +5,16 @@
 #include <cmath>
 #include <memory>
 
+#include "common/cpu_parallel.h"
 #include "drift_aggregate/drift_aggregate_check.h"
 
 namespace parasample {
 namespace {
 
-// Elements below which another thread costs more than it brings (a few microseconds of work).
-constexpr int64_t kMinElementsPerThread = 32768;
-
-// With this many rows per thread, whole rows are handed out: a row is then still cached when it is read for the
-// second time, and the last rows to finish keep the other threads waiting for a quarter of the time at most.
+// With this many rows per thread, whole rows are handed out: a row is then still cached when it is read for
+// the second time, and the last rows to finish keep the other threads waiting for a quarter of the time at
+// most.
 constexpr int64_t kRowsPerThread = 4;
-
-template <typename Run>
-void run_parallel(int64_t num_items, int64_t elements_per_item, const Run& run) {
-  const int64_t grain = kMinElementsPerThread / elements_per_item + 1;
-  if (grain >= num_items) {
-    run(0, num_items);
-  } else {
-    torch::stable::parallel_for(0, num_items, grain, run);
-  }
-}
 
 double number(const DriftAggregate& call, const void* table, int64_t row) {
   return call.is_double ? static_cast<const double*>(table)[row] : static_cast<const float*>(table)[row];
@@ -36,8 +25,11 @@ bool is_rescaled(const DriftAggregate& call, int64_t row) {
 }
 
 // The factor that rescaling comes to, from the moments of the row's chunks.
-double rescale_factor(const DriftAggregate& call, int64_t row, const DriftMoments* chunks, int64_t num_chunks) {
-  const auto size = [&](int64_t k) { return double(std::min(kDriftChunk, call.num_elements - k * kDriftChunk)); };
+double rescale_factor(const DriftAggregate& call, int64_t row, const DriftMoments* chunks,
+                      int64_t num_chunks) {
+  const auto size = [&](int64_t k) {
+    return double(std::min(kDriftChunk, call.num_elements - k * kDriftChunk));
+  };
   double mean_conditional = 0, mean_guided = 0;
   for (int64_t k = 0; k < num_chunks; ++k) {
     mean_conditional += size(k) * chunks[k].mean_conditional;
@@ -101,7 +93,8 @@ Tensor drift_aggregate_cpu(Tensor conditional, std::optional<Tensor> uncondition
       }
     });
     for (int64_t row = 0; row < n; ++row) {
-      if (is_rescaled(call, row)) factors[row] = rescale_factor(call, row, &chunks[row * num_chunks], num_chunks);
+      if (!is_rescaled(call, row)) continue;
+      factors[row] = rescale_factor(call, row, &chunks[row * num_chunks], num_chunks);
     }
   }
   run_parallel(n * num_chunks, chunk_elements, [&](int64_t first, int64_t last) {

@@ -1,8 +1,8 @@
 // The CPU kernels of drift_aggregate. CMake compiles this file once per instruction set, with PARASAMPLE_ISA
 // naming the variant; loops are plain so that the compiler vectorises them for each.
 //
-// One work item is a chunk of one row. Rows stored in the computed type are read where they are, others by way
-// of blocks that stay in the first-level cache.
+// One work item is a chunk of one row. Rows stored in the computed type are read where they are, others by
+// way of blocks that stay in the first-level cache.
 #include "common/cpu_convert.h"
 #include "common/cpu_isa.h"
 #include "drift_aggregate/drift_aggregate.h"
@@ -19,7 +19,9 @@ struct Chunk {
   alignas(64) Real states_block[kDriftChunk];
 
   Chunk(const DriftAggregate& c, int64_t row_index, int64_t chunk)
-      : call(c), row(row_index), first(chunk * kDriftChunk),
+      : call(c),
+        row(row_index),
+        first(chunk * kDriftChunk),
         count(c.num_elements - first < kDriftChunk ? c.num_elements - first : kDriftChunk) {}
 
   const Real* read(const Rows& rows, Real* block) const {
@@ -39,11 +41,13 @@ void moments(const DriftAggregate& call, int64_t row, int64_t index, DriftMoment
   const Real* unconditional = chunk.read(call.unconditional, chunk.unconditional_block);
   const Real guidance = chunk.number(call.guidance);
   const int64_t count = chunk.count;
-  // Everything counts from the row's first element, and squares are taken around the chunk's own mean: an offset
-  // common to all elements costs no digits.
+  // Everything counts from the row's first element, and squares are taken around the chunk's own mean: an
+  // offset common to all elements costs no digits.
   Real origin_conditional, origin_guided;
-  load_row(&origin_conditional, call.conditional.data, call.conditional.dtype, row * call.conditional.stride_row, 1);
-  load_row(&origin_guided, call.unconditional.data, call.unconditional.dtype, row * call.unconditional.stride_row, 1);
+  load_row(&origin_conditional, call.conditional.data, call.conditional.dtype,
+           row * call.conditional.stride_row, 1);
+  load_row(&origin_guided, call.unconditional.data, call.unconditional.dtype,
+           row * call.unconditional.stride_row, 1);
   origin_guided += guidance * (origin_conditional - origin_guided);
   Real* guided = chunk.states_block;  // states are not read here
   Real sum_conditional = 0, sum_guided = 0;
@@ -98,21 +102,26 @@ template <typename Real>
 void convert_any(const DriftAggregate& call, int64_t row, int64_t chunk, Real factor) {
   const bool guided = call.unconditional.data != nullptr;
   if (call.states.data == nullptr) {
-    (guided ? convert<Real, true, false, false> : convert<Real, false, false, false>)(call, row, chunk, factor);
+    const auto run = guided ? convert<Real, true, false, false> : convert<Real, false, false, false>;
+    run(call, row, chunk, factor);
   } else if (call.clip == nullptr) {
-    (guided ? convert<Real, true, true, false> : convert<Real, false, true, false>)(call, row, chunk, factor);
+    const auto run = guided ? convert<Real, true, true, false> : convert<Real, false, true, false>;
+    run(call, row, chunk, factor);
   } else {
-    (guided ? convert<Real, true, true, true> : convert<Real, false, true, true>)(call, row, chunk, factor);
+    const auto run = guided ? convert<Real, true, true, true> : convert<Real, false, true, true>;
+    run(call, row, chunk, factor);
   }
 }
 
 }  // namespace
 
-void PARASAMPLE_VARIANT(drift_moments)(const DriftAggregate& call, int64_t row, int64_t chunk, DriftMoments* to) {
+void PARASAMPLE_VARIANT(drift_moments)(const DriftAggregate& call, int64_t row, int64_t chunk,
+                                       DriftMoments* to) {
   call.is_double ? moments<double>(call, row, chunk, to) : moments<float>(call, row, chunk, to);
 }
 
-void PARASAMPLE_VARIANT(drift_convert)(const DriftAggregate& call, int64_t row, int64_t chunk, double factor) {
+void PARASAMPLE_VARIANT(drift_convert)(const DriftAggregate& call, int64_t row, int64_t chunk,
+                                       double factor) {
   call.is_double ? convert_any<double>(call, row, chunk, factor)
                  : convert_any<float>(call, row, chunk, float(factor));
 }

@@ -1,7 +1,7 @@
 // The CUDA kernels of drift_aggregate, from raw pointers. A block converts a chunk of one row, read once into
-// registers. Rescaling needs deviations of the whole row: a row of one chunk finds them on the way; of a longer
-// one, blocks first write the moments of its parts, whose second reading the second-level cache mostly serves.
-// Sums run in a fixed order.
+// registers. Rescaling needs deviations of the whole row: a row of one chunk finds them on the way; of a
+// longer one, blocks first write the moments of its parts, whose second reading the second-level cache mostly
+// serves. Sums run in a fixed order.
 #pragma once
 
 #include "common/cuda_convert.cuh"
@@ -20,7 +20,8 @@ constexpr int64_t kMaxParts = 64;
 
 enum class Rescale { kNone, kWithinBlock, kFromParts };
 
-// Mean (less the row's first element) and sum of squared deviations of m_c and of the guided m over some elements.
+// Mean (less the row's first element) and sum of squared deviations of m_c and of the guided m over some
+// elements.
 template <typename Real>
 struct Moments {
   Real mean_conditional, squares_conditional, mean_guided, squares_guided;
@@ -55,7 +56,9 @@ struct Chunk {
   Real conditional[kPerThread], m[kPerThread];
 
   __device__ __forceinline__ Chunk(const DriftAggregate& call, int64_t row_index, int64_t chunk)
-      : row(row_index), at(chunk * kElements + threadIdx.x), end(call.num_elements),
+      : row(row_index),
+        at(chunk * kElements + threadIdx.x),
+        end(call.num_elements),
         count(min(kElements, call.num_elements - chunk * kElements)) {
     read(call.conditional, conditional);
     if (call.unconditional.data == nullptr) {
@@ -73,14 +76,14 @@ struct Chunk {
     load_elements<kThreads>(to, rows.data, rows.dtype, row * rows.stride_row, at, end);
   }
 
-  // Over the block's elements. Everything counts from the row's first element, and squares are taken around the
-  // block's own mean: an offset common to all elements costs no digits.
+  // Over the block's elements. Everything counts from the row's first element, and squares are taken around
+  // the block's own mean: an offset common to all elements costs no digits.
   __device__ __forceinline__ Moments<Real> moments(const DriftAggregate& call) const {
     Real first_conditional[1], first[1];
     load_elements<1>(first_conditional, call.conditional.data, call.conditional.dtype,
                      row * call.conditional.stride_row, 0, 1);
-    load_elements<1>(first, call.unconditional.data, call.unconditional.dtype, row * call.unconditional.stride_row,
-                     0, 1);
+    load_elements<1>(first, call.unconditional.data, call.unconditional.dtype,
+                     row * call.unconditional.stride_row, 0, 1);
     const Real origin = first_conditional[0];
     const Real origin_guided = first[0] + number<Real>(call.guidance, row) * (origin - first[0]);
     Moments<Real> found{};
@@ -96,7 +99,8 @@ struct Chunk {
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) {
       if (at + k * kThreads >= end) continue;
-      const Real c = conditional[k] - origin - found.mean_conditional, g = m[k] - origin_guided - found.mean_guided;
+      const Real c = conditional[k] - origin - found.mean_conditional;
+      const Real g = m[k] - origin_guided - found.mean_guided;
       found.squares_conditional += c * c;
       found.squares_guided += g * g;
     }
@@ -107,7 +111,8 @@ struct Chunk {
 
 // Block (row, part) writes the moments of chunks part, part + num_parts, .. of its row.
 template <typename Real>
-__global__ void __launch_bounds__(kThreads) part_moments(DriftAggregate call, Moments<Real>* to, int num_parts) {
+__global__ void __launch_bounds__(kThreads)
+    part_moments(DriftAggregate call, Moments<Real>* to, int num_parts) {
   const int64_t row = blockIdx.x / num_parts;
   if (number<Real>(call.rescale, row) == Real(0)) return;
   const int64_t num_chunks = (call.num_elements + kElements - 1) / kElements;
@@ -139,7 +144,8 @@ __device__ __forceinline__ Moments<Real> row_moments(const DriftAggregate& call,
   Real size = 0;
   if (part < num_parts) {
     mine = parts[part];
-    const int64_t missing = (num_chunks - 1) % num_parts == part ? num_chunks * kElements - call.num_elements : 0;
+    const int64_t missing =
+        (num_chunks - 1) % num_parts == part ? num_chunks * kElements - call.num_elements : 0;
     size = Real((num_chunks - part + num_parts - 1) / num_parts * kElements - missing);
     row.mean_conditional = size * mine.mean_conditional;
     row.mean_guided = size * mine.mean_guided;
@@ -168,9 +174,10 @@ __global__ void __launch_bounds__(kThreads)
   if (kRescale != Rescale::kNone) {
     const Real phi = number<Real>(call.rescale, row);
     if (phi != Real(0)) {  // the same for the whole block
-      const Moments<Real> moments =
-          kRescale == Rescale::kWithinBlock ? chunk.moments(call) : row_moments(call, parts + row * num_parts, num_parts);
-      // Both unbiased deviations divide by D - 1; a single element has neither, and 0 / 0 is NaN here too.
+      const Moments<Real> moments = kRescale == Rescale::kWithinBlock
+                                        ? chunk.moments(call)
+                                        : row_moments(call, parts + row * num_parts, num_parts);
+      // D - 1 cancels; for D = 1 this is 0 / 0, NaN as it should be.
       const Real ratio = sqrt(moments.squares_conditional / moments.squares_guided);
       const Real factor = phi * ratio + (1 - phi);
 #pragma unroll
@@ -180,7 +187,8 @@ __global__ void __launch_bounds__(kThreads)
 
   if (call.states.data != nullptr) {
     const Real in_x = number<Real>(call.in_coef, 2 * row), in_m = number<Real>(call.in_coef, 2 * row + 1);
-    const Real out_x = number<Real>(call.out_coef, 2 * row), out_data = number<Real>(call.out_coef, 2 * row + 1);
+    const Real out_x = number<Real>(call.out_coef, 2 * row);
+    const Real out_data = number<Real>(call.out_coef, 2 * row + 1);
     const Real bound = call.clip != nullptr ? number<Real>(call.clip, row) : Real(INFINITY);
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) {
@@ -190,7 +198,8 @@ __global__ void __launch_bounds__(kThreads)
       chunk.m[k] = out_x * x[k] + out_data * data;
     }
   }
-  store_typed<kThreads>(static_cast<Real*>(call.result) + row * call.num_elements, chunk.at, chunk.end, chunk.m);
+  store_typed<kThreads>(static_cast<Real*>(call.result) + row * call.num_elements, chunk.at, chunk.end,
+                        chunk.m);
 }
 
 }  // namespace

@@ -13,8 +13,8 @@ __device__ __forceinline__ int64_t clipped(int64_t value, int64_t size) {
   return max(int64_t(0), min(value, size - 1));
 }
 
-// Block (item, chunk) reads its elements once and writes every copy. Indices are clipped, because they cannot be
-// checked without waiting for the device.
+// Block (item, chunk) reads its elements once and writes every copy. Indices are clipped, because they cannot
+// be checked without waiting for the device.
 template <typename Real>
 __global__ void __launch_bounds__(kThreads) gather(GatherInputs call, int num_chunks) {
   const int64_t item = blockIdx.x / num_chunks;
@@ -24,12 +24,14 @@ __global__ void __launch_bounds__(kThreads) gather(GatherInputs call, int num_ch
   const Real scale = call.scale != nullptr ? static_cast<const Real*>(call.scale)[step] : Real(1);
   Real values[kPerThread];
   load_elements<kThreads>(values, call.states.data, call.states.dtype,
-                          step * call.states.stride_row + sample * call.states.stride_sample, at, call.num_elements);
+                          step * call.states.stride_row + sample * call.states.stride_sample, at,
+                          call.num_elements);
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) values[k] *= scale;
   for (int64_t copy = 0; copy < call.copies; ++copy) {
     store_elements<kThreads>(call.result.data, call.result.dtype,
-                             (copy * call.num_items + item) * call.num_elements, at, call.num_elements, values);
+                             (copy * call.num_items + item) * call.num_elements, at, call.num_elements,
+                             values);
   }
 }
 

@@ -30,7 +30,7 @@ GatherKernel select_gather_inputs_cpu();
 
 // ---- CUDA ------------------------------------------------------------------------------------------------
 
-// Enqueues the work on `stream` (a cudaStream_t) and returns at once: null, or CUDA's words for what went wrong.
+// As launch_drift_aggregate_cuda does, on `stream`: null, or what went wrong.
 const char* launch_gather_inputs_cuda(const GatherInputs& call, void* stream);
 
 }  // namespace parasample

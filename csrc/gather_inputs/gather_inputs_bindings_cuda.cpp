@@ -7,8 +7,8 @@
 namespace parasample {
 namespace {
 
-Tensor gather_inputs_cuda(Tensor states, Tensor steps, Tensor samples, std::optional<Tensor> scale, int64_t copies,
-                          ScalarType dtype) {
+Tensor gather_inputs_cuda(Tensor states, Tensor steps, Tensor samples, std::optional<Tensor> scale,
+                          int64_t copies, ScalarType dtype) {
   GatherInputs call = check_gather_inputs(states, steps, samples, scale, copies, dtype);
   STD_TORCH_CHECK(call.num_items == 0 || (call.num_steps > 0 && call.num_samples > 0),
                   "gather_inputs: states must have a row to gather from, found ", shape_of(states),

@@ -25,8 +25,8 @@ GatherInputs check_gather_inputs(const Tensor& states, const Tensor& steps, cons
   call.samples = static_cast<const int64_t*>(check.table("samples", samples, ScalarType::Long));
   if (scale) {
     check.shape("scale", *scale, {call.num_steps}, "[T]");
-    call.scale = check.table(
-        "scale", *scale, call.states.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float);
+    call.scale = check.table("scale", *scale,
+                             call.states.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float);
   }
   return call;
 }

@@ -1,5 +1,6 @@
-// The CPU kernel of gather_inputs. CMake compiles this file once per instruction set, with PARASAMPLE_ISA naming
-// the variant. One work item is a chunk of one gathered row: read and converted once, then copied from the cache.
+// The CPU kernel of gather_inputs. CMake compiles this file once per instruction set, with PARASAMPLE_ISA
+// naming the variant. One work item is a chunk of one gathered row: read and converted once, then copied from
+// the cache.
 #include "common/cpu_convert.h"
 #include "common/cpu_isa.h"
 #include "gather_inputs/gather_inputs.h"
@@ -7,9 +8,7 @@
 namespace parasample {
 namespace {
 
-int64_t bytes_of(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
+int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
 template <typename Real>
 void scaled_to_result(const GatherInputs& call, int64_t from, int64_t to, int64_t count, Real scale) {

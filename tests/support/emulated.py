@@ -1,4 +1,4 @@
-"""Builds a CUDA source for the host with the emulator in tests/kernels/emulated_cuda, and describes tensors to it."""
+"""Builds a CUDA source for the host with the emulator in tests/kernels/emulated_cuda."""
 
 from __future__ import annotations
 
