@@ -28,7 +28,8 @@ struct DriftAggregate {
 // in a fixed order, whatever the number of threads.
 constexpr int64_t kDriftChunk = 1024;
 
-// Mean (less the row's first element) and sum of squared deviations of m_c and of the guided m over a chunk.
+// Mean and sum of squared deviations of m_c and of the guided m over a chunk. In every face means count from
+// the row's first element and squares from the chunk's own mean: an offset common to a row costs no digits.
 struct DriftMoments {
   double mean_conditional, squares_conditional, mean_guided, squares_guided;
 };

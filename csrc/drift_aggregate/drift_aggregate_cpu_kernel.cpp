@@ -41,8 +41,6 @@ void moments(const DriftAggregate& call, int64_t row, int64_t index, DriftMoment
   const Real* unconditional = chunk.read(call.unconditional, chunk.unconditional_block);
   const Real guidance = chunk.number(call.guidance);
   const int64_t count = chunk.count;
-  // Everything counts from the row's first element, and squares are taken around the chunk's own mean: an
-  // offset common to all elements costs no digits.
   Real origin_conditional, origin_guided;
   load_row(&origin_conditional, call.conditional.data, call.conditional.dtype,
            row * call.conditional.stride_row, 1);

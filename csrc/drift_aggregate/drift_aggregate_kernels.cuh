@@ -20,8 +20,7 @@ constexpr int64_t kMaxParts = 64;
 
 enum class Rescale { kNone, kWithinBlock, kFromParts };
 
-// Mean (less the row's first element) and sum of squared deviations of m_c and of the guided m over some
-// elements.
+// DriftMoments in the computed type.
 template <typename Real>
 struct Moments {
   Real mean_conditional, squares_conditional, mean_guided, squares_guided;
@@ -76,8 +75,7 @@ struct Chunk {
     load_elements<kThreads>(to, rows.data, rows.dtype, row * rows.stride_row, at, end);
   }
 
-  // Over the block's elements. Everything counts from the row's first element, and squares are taken around
-  // the block's own mean: an offset common to all elements costs no digits.
+  // Over the block's elements.
   __device__ __forceinline__ Moments<Real> moments(const DriftAggregate& call) const {
     Real first_conditional[1], first[1];
     load_elements<1>(first_conditional, call.conditional.data, call.conditional.dtype,
