@@ -59,18 +59,19 @@ Rows Checks::rows(const char* name, const Tensor& tensor) const {
   const int64_t last = tensor.dim() - 1;
   STD_TORCH_CHECK(tensor.size(last) <= 1 || tensor.stride(last) == 1, op_, ": ", name,
                   " must have unit stride in D, found stride ", tensor.stride(last), "; pass a .contiguous() tensor");
-  return {const_cast<void*>(tensor.data_ptr()), tensor.stride(0), tensor.stride(1), float_dtype(name, tensor)};
+  return {const_cast<void*>(tensor.data_ptr()), tensor.stride(0), last > 1 ? tensor.stride(1) : 0,
+          float_dtype(name, tensor.scalar_type())};
 }
 
-DType Checks::float_dtype(const char* name, const Tensor& tensor) const {
-  switch (tensor.scalar_type()) {
+DType Checks::float_dtype(const char* name, ScalarType dtype) const {
+  switch (dtype) {
     case ScalarType::Float: return DType::kFloat32;
     case ScalarType::Double: return DType::kFloat64;
     case ScalarType::Half: return DType::kFloat16;
     case ScalarType::BFloat16: return DType::kBFloat16;
     default:
       STD_TORCH_CHECK(false, op_, ": ", name, " must be float32, float64, float16 or bfloat16, found ",
-                      dtype_name(tensor.scalar_type()), "; convert it with .to()");
+                      dtype_name(dtype), "; convert it with .to()");
   }
   return DType::kFloat32;  // not reached
 }

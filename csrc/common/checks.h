@@ -32,7 +32,7 @@ class Checks {
   void* table(const char* name, const Tensor& tensor, ScalarType dtype) const;
   // Device, dtype (any float) and layout (unit stride in the last dimension) of a [rows, B, .., D] argument.
   Rows rows(const char* name, const Tensor& tensor) const;
-  DType float_dtype(const char* name, const Tensor& tensor) const;
+  DType float_dtype(const char* name, ScalarType dtype) const;
 
  private:
   const char* op_;

@@ -139,5 +139,41 @@ inline float store_float16(uint16_t* __restrict to, const float* __restrict valu
   return sum;
 }
 
+// Rounds values to a storage type, by way of float for the 16-bit ones, as torch does.
+template <typename Real>
+void store_row(void* to, DType dtype, int64_t offset, const Real* __restrict value, int64_t count) {
+  switch (dtype) {
+    case DType::kFloat32: {
+      float* target = static_cast<float*>(to) + offset;
+      for (int64_t j = 0; j < count; ++j) target[j] = float(value[j]);
+      break;
+    }
+    case DType::kFloat64: {
+      double* target = static_cast<double*>(to) + offset;
+      for (int64_t j = 0; j < count; ++j) target[j] = double(value[j]);
+      break;
+    }
+    case DType::kBFloat16: {
+      uint16_t* target = static_cast<uint16_t*>(to) + offset;
+      for (int64_t j = 0; j < count; ++j) target[j] = float_to_bfloat16(float(value[j]));
+      break;
+    }
+    case DType::kFloat16: {
+      uint16_t* target = static_cast<uint16_t*>(to) + offset;
+      int64_t j = 0;
+#if defined(__F16C__)
+      if constexpr (sizeof(Real) == sizeof(float)) {
+        for (; j + 8 <= count; j += 8) {
+          const __m128i stored = _mm256_cvtps_ph(_mm256_loadu_ps(value + j), 0);
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(target + j), stored);
+        }
+      }
+#endif
+      for (; j < count; ++j) target[j] = float_to_half(float(value[j]));
+      break;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace parasample

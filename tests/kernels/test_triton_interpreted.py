@@ -1,4 +1,4 @@
-"""Runs the Triton tests of picard_update on the CPU, in a process of their own.
+"""Runs the Triton tests of every op on the CPU, in a process of their own.
 
 Whether Triton interprets is fixed when it is imported, so this cannot share a process with other tests.
 """
@@ -16,8 +16,9 @@ import pytest
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_triton_matches_reference_interpreted():
-    tests = Path(__file__).with_name("test_picard_update.py")
+@pytest.mark.parametrize("op", ["picard_update", "drift_aggregate"])
+def test_triton_matches_reference_interpreted(op):
+    tests = Path(__file__).with_name(f"test_{op}.py")
     command = [
         sys.executable,
         "-m",

@@ -18,6 +18,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from parasample.kernels.drift_aggregate.triton import BLOCK as DRIFT_BLOCK
+from parasample.kernels.drift_aggregate.triton import drift_convert_kernel, drift_moments_kernel
 from parasample.kernels.picard_update.triton import BLOCK, picard_update_kernel
 
 VARIANTS = [  # accumulated in, stored as, K, with noise, R
@@ -27,7 +29,13 @@ VARIANTS = [  # accumulated in, stored as, K, with noise, R
     (tl.float32, "fp16", 5, True, 8),
     (tl.float64, "fp64", 2, True, 2),
 ]
-ROWS = ("states_ptr", "anchors_ptr", "outputs_ptr", "noise_ptr", "directions_ptr")
+DRIFT_VARIANTS = [  # accumulated in, stored as
+    (tl.float32, "bf16"),
+    (tl.float32, "fp32"),
+    (tl.float64, "fp64"),
+]
+DRIFT_FLAGS = {"GUIDED": True, "RESCALED": True, "CONVERTED": True, "CLIPPED": True, "CHUNKS": 64}
+ROWS = ("conditional_ptr", "unconditional_ptr", "states_ptr", "anchors_ptr", "outputs_ptr", "noise_ptr", "directions_ptr")
 
 
 def argument_type(name: str, stored: str, real: str) -> str:
@@ -50,18 +58,31 @@ def resources(cubin: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True).stdout
 
 
+def compiled(
+    kernel: triton.JITFunction, real: tl.dtype, stored: str, constants: dict[str, object], capability: int
+) -> tuple[int, str]:
+    """Bytes of machine code and resources of one kernel."""
+    constants = {"REAL": real, **constants}
+    names = kernel.arg_names
+    kind = "fp64" if real is tl.float64 else "fp32"
+    signature = {n: "constexpr" if n in constants else argument_type(n, stored, kind) for n in names}
+    values = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, values)
+    cubin = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+    return len(cubin), resources(cubin)
+
+
 def main() -> None:
-    names = picard_update_kernel.arg_names
     rows = []
     for capability in map(int, sys.argv[1:]):
         for real, stored, K, has_noise, rank in VARIANTS:
-            constants = {"REAL": real, "K": K, "HAS_NOISE": has_noise, "RANK": rank, "BLOCK": BLOCK}
-            kind = "fp64" if real is tl.float64 else "fp32"
-            signature = {n: "constexpr" if n in constants else argument_type(n, stored, kind) for n in names}
-            values = {(names.index(name),): value for name, value in constants.items()}
-            source = ASTSource(picard_update_kernel, signature, values)
-            cubin = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
-            rows.append([f"cc{capability}-{stored}-K{K}-R{rank}", len(cubin), resources(cubin)])
+            constants = {"K": K, "HAS_NOISE": has_noise, "RANK": rank, "BLOCK": BLOCK}
+            found = compiled(picard_update_kernel, real, stored, constants, capability)
+            rows.append([f"cc{capability}-{stored}-K{K}-R{rank}", *found])
+        for real, stored in DRIFT_VARIANTS:
+            for kernel, flags in ((drift_moments_kernel, {}), (drift_convert_kernel, DRIFT_FLAGS)):
+                found = compiled(kernel, real, stored, {**flags, "BLOCK": DRIFT_BLOCK}, capability)
+                rows.append([f"cc{capability}-{stored}-{kernel.__name__}", *found])
     print(json.dumps(rows))
 
 
