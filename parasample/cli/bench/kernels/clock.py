@@ -17,11 +17,13 @@ import torch
 from parasample.cli.bench.kernels.registry import Call, Contender
 
 MIN_CALLS = 20
-MIN_SECONDS = 0.3  # of a contender's calls on average: short ones are repeated until then
-MAX_CALLS = 300
+# Passes over all contenders follow a copy for so long: a copy drives code out of the caches, too, and what is
+# short would hardly be seen without that.
+PASSES_SECONDS = 0.02
 STREAM = 100  # calls of a hot measurement between two looks at the clock
 COPY_BYTES = {"cpu": 2**26, "cuda": 2**29}  # read, and as many written: far more than any cache
 PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
+MAX_SETS = 256  # of small arguments: each contender's own buffers come on top
 UNKNOWN_CACHE_BYTES = 2**25
 
 
@@ -49,18 +51,20 @@ class Clock:
     ) -> dict[str, list[float]]:
         """Microseconds of calls by name, "copy" for the copies between them; all alternate."""
         # One set suffices on CUDA, where the cache is overwritten; or where a call overruns it by itself.
-        sets = 1 if self.cuda else 2 * self.cache_bytes // set_bytes + 1
+        sets = 1 if self.cuda else min(2 * self.cache_bytes // set_bytes + 1, MAX_SETS)
         copies = [arguments, *(copy.deepcopy(arguments) for _ in range(sets - 1))]
         calls = {name: [c.build(of) for of in copies] for name, c in contenders.items()}
-        calls["copy"] = [lambda: self._target.copy_(self._source)]
-        times: dict[str, list[float]] = {name: [] for name in calls}
+        times: dict[str, list[float]] = {name: [] for name in [*calls, "copy"]}
         for choices in calls.values():
             self._time(choices[0])
         position = 0
         while not _enough(times):
-            for name, choices in calls.items():
-                position += 1
-                times[name].append(self._time(choices[position % len(choices)]))
+            times["copy"].append(self._time(lambda: self._target.copy_(self._source)))
+            until = time.perf_counter() + PASSES_SECONDS
+            while calls and time.perf_counter() < until:
+                for name, choices in calls.items():
+                    position += 1
+                    times[name].append(self._time(choices[position % len(choices)]))
         return times
 
     def hot(self, contenders: Mapping[str, Contender], arguments: Any) -> dict[str, list[float]]:
@@ -120,10 +124,7 @@ class Clock:
 
 
 def _enough(times: Mapping[str, list[float]]) -> bool:
-    """Every contender has its calls, and the average one has been watched for long enough."""
-    done = min(len(values) for values in times.values())
-    seconds = sum(sum(values) for values in times.values()) / 1e6 / len(times)
-    return done >= MIN_CALLS and (seconds >= MIN_SECONDS or done >= MAX_CALLS)
+    return min(len(values) for values in times.values()) >= MIN_CALLS
 
 
 def fast(values: list[float]) -> float:

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from parasample.cli.bench.kernels.registry import Op
 from parasample.cli.pictures import ACCENT, FAINT, INK, STYLE
 
 # Our faces in shades of the accent, baselines in colours of their own.
@@ -24,11 +25,11 @@ def _names(rows: list[dict[str, Any]]) -> list[str]:
     return sorted({row["contender"] for row in rows}, key=lambda name: [*LOOKS, name].index(name))
 
 
-def _start(op: str, device: str, subject: str) -> tuple[Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(8.4, 5.0))
-    figure.subplots_adjust(left=0.09, right=0.77, top=0.82, bottom=0.12)
-    figure.text(0.09, 0.935, f"{op}: {subject}", fontsize=13, weight="bold")
-    figure.text(0.09, 0.885, device, fontsize=9, color=FAINT)
+def _start(title: str, subtitle: str) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(8.8, 5.0))
+    figure.subplots_adjust(left=0.085, right=0.74, top=0.82, bottom=0.12)
+    figure.text(0.085, 0.935, title, fontsize=13, weight="bold")
+    figure.text(0.085, 0.885, subtitle, fontsize=9, color=FAINT)
     return figure, axes
 
 
@@ -43,47 +44,66 @@ def _finish(figure: Figure, axes: Axes, path: Path) -> None:
     plt.close(figure)
 
 
-def roofline_figure(op: str, rows: list[dict[str, Any]], ceilings: dict[str, Any], path: Path) -> None:
-    """Write arithmetic intensity against GFLOP/s under the measured copy bandwidth and multiply-add peak."""
+def roofline_figure(op: Op, rows: list[dict[str, Any]], ceilings: dict[str, Any], path: Path) -> None:
+    """Write arithmetic intensity against GFLOP/s under the measured copy bandwidth and multiply-add peak.
+
+    Small sizes, which launches dominate, are left to the other picture.
+    """
     bandwidth, peak = ceilings["copy_gb_per_s"], ceilings["gflop_per_s"]
+    largest = max((row["bytes"] for row in rows if row["sweep"]), default=0)
+    shown = [row for row in rows if not row["sweep"] or row["bytes"] == largest]
+    intensities = {row["kind"]: row["flops"] / row["bytes"] for row in shown}
+    ridge = peak / bandwidth
+    left, right = min([*intensities.values(), ridge]) / 1.6, max([*intensities.values(), ridge]) * 2.5
+    bottom = min(_gflop_per_s(row) for row in shown) / 12  # room for the kinds' names
     with plt.rc_context(STYLE):
-        figure, axes = _start(op, ceilings["device"], "how near to what the device can do")
-        intensities = sorted({row["flops"] / row["bytes"] for row in rows})
-        ridge = peak / bandwidth
-        left, right = min([*intensities, ridge]) / 2, max([*intensities, ridge]) * 4
+        subtitle = f"{ceilings['device']}; large cases, out of cache; the nearer to the line, the better"
+        figure, axes = _start(f"{op.name} under the roofline", subtitle)
         axes.plot([left, ridge, right], [bandwidth * left, peak, peak], color=INK, lw=1.4)
-        for name in _names(rows):
-            own = [row for row in rows if row["contender"] == name]
+        for kind, intensity in intensities.items():
+            roof = min(bandwidth * intensity, peak)
+            axes.plot([intensity] * 2, [bottom, roof], color="#d9d9df", lw=0.9, zorder=0)
+            axes.annotate(kind, (intensity, bottom), (-2, 4), textcoords="offset points", fontsize=8,
+                          color=FAINT, rotation=90, ha="right", va="bottom")  # fmt: skip
+        for name in _names(shown):
             colour, marker = LOOKS.get(name, OTHER)
-            points = [(row["flops"] / row["bytes"], row["flops"] / row["us_p20"] / 1e3) for row in own]
-            axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, s=26, alpha=0.8, lw=1,
-                         label=name)  # fmt: skip
+            own = [row for row in shown if row["contender"] == name]
+            axes.scatter([row["flops"] / row["bytes"] for row in own], list(map(_gflop_per_s, own)),
+                         color=colour, marker=marker, s=30, alpha=0.85, lw=1, label=name)  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlim(left, right)
-        axes.annotate(f"multiply-add peak {peak:,.0f} GFLOP/s", (right, peak), (0, 5),
+        axes.set_ylim(bottom, peak * 2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.annotate(f"multiply-add peak, {peak:,.0f} GFLOP/s", (right, peak), (0, 5),
                       textcoords="offset points", fontsize=8.5, color=FAINT, ha="right")  # fmt: skip
-        middle = (max(intensities) * ridge) ** 0.5 if ridge > max(intensities) else ridge / 2
-        axes.annotate(f"copy {bandwidth:,.1f} GB/s", (middle, bandwidth * middle), (8, -8),
-                      textcoords="offset points", fontsize=8.5, color=FAINT, va="top")  # fmt: skip
+        axes.annotate(f"copy, {bandwidth:,.1f} GB/s", (left, bandwidth * left), (4, 14),
+                      textcoords="offset points", fontsize=8.5, color=FAINT)  # fmt: skip
         axes.set_xlabel("arithmetic intensity, FLOP per byte that must move", fontsize=9.5)
         axes.set_ylabel("GFLOP/s", fontsize=9.5)
         _finish(figure, axes, path)
 
 
-def bandwidth_figure(op: str, rows: list[dict[str, Any]], ceilings: dict[str, Any], path: Path) -> None:
+def _gflop_per_s(row: dict[str, Any]) -> float:
+    return row["flops"] / row["us_p20"] / 1e3
+
+
+def bandwidth_figure(op: Op, rows: list[dict[str, Any]], ceilings: dict[str, Any], path: Path) -> None:
     """Write GB/s over size, a line per contender, with the line of a large copy."""
     swept = [row for row in rows if row["sweep"]]
     copy = ceilings["copy_gb_per_s"]
     with plt.rc_context(STYLE):
-        figure, axes = _start(op, ceilings["device"], "bandwidth over size, out of cache")
+        subtitle = f"{ceilings['device']}; {op.sweep}; out of cache"
+        figure, axes = _start(f"{op.name}: bandwidth over size", subtitle)
         for name in _names(swept):
             points = sorted((row["size"], row["gb_per_s"]) for row in swept if row["contender"] == name)
             colour, marker = LOOKS.get(name, OTHER)
             axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=5, lw=1.6, label=name)
         axes.axhline(copy, color=INK, lw=1.2, ls=(0, (4, 3)), label=f"large copy, {copy:,.1f} GB/s")
         axes.set_xscale("log", base=2)
-        axes.set_ylim(0, None)
+        axes.set_ylim(0, 1.08 * max([copy, *(row["gb_per_s"] for row in swept)]))
         axes.set_xlabel("D, elements of one state", fontsize=9.5)
         axes.set_ylabel("GB/s of the bytes that must move", fontsize=9.5)
         _finish(figure, axes, path)

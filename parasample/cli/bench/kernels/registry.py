@@ -23,6 +23,7 @@ class Case:
 
     Attributes:
         label: short and unique within the op; goals name cases by it.
+        kind: what sets its arithmetic intensity apart, in a word or two for the roofline.
         settings: every value that the arguments depend on; stored in the row.
         size: where the case stands on the axis of the bandwidth plot, elements of one state.
         in_sweep: belongs to the bandwidth plot, whose cases differ in size only.
@@ -32,6 +33,7 @@ class Case:
     """
 
     label: str
+    kind: str
     settings: dict[str, Any]
     size: int
     in_sweep: bool = False
@@ -80,6 +82,7 @@ class Op(ABC):
     """Shapes, arguments, cost, truth and contenders of one op."""
 
     name: str
+    sweep: str  # what the cases of the bandwidth plot have in common, in words
     goals: Sequence[Goal] = ()
 
     @abstractmethod
