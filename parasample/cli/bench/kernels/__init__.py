@@ -2,8 +2,9 @@
 
 No contender is timed before its result has been compared with the float64 reference. All of them alternate
 in one process with copies of a large buffer. Times are the 50th percentile with the 20th and 80th of at least
-20 calls; GB/s counts the bytes that any implementation must move, over the 20th percentile, as do the share
-of the copies' bandwidth (in the file: of those beside the case; shown: of the run's best) and the speedups. Hot rows are streams of calls by the wall-clock, launches included.
+20 calls. Rates, shares and speedups are of the 20th: GB/s counts the bytes that any implementation must move,
+shares are of the copies' bandwidth (in the file of those beside the case, as shown of the run's best). Hot
+rows are streams of calls by the wall-clock, launches included.
 """
 
 from __future__ import annotations
