@@ -184,8 +184,8 @@ def _round(arguments: Arguments) -> Round:
     states, _, outputs, noise, _, anchor_coef, output_coef, noise_coef, _, scale, *_ = arguments.op
     assert states is not None and outputs is not None and scale is not None
     assert anchor_coef is not None and output_coef is not None and noise_coef is not None
-    columns = [[c[:, None, None] for c in table.unbind(1)] for table in (anchor_coef, output_coef)]
-    return Round(states, outputs, noise, *columns, noise_coef[:, None, None], scale[1:, None])
+    anchor, output = ([c[:, None, None] for c in table.unbind(1)] for table in (anchor_coef, output_coef))
+    return Round(states, outputs, noise, anchor, output, noise_coef[:, None, None], scale[1:, None])
 
 
 def eager(arguments: Arguments) -> Call:
