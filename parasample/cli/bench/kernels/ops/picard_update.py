@@ -27,13 +27,9 @@ TOLERANCES = {"f32": (1e-5, 1e-4), "bf16": (2e-2, 5e-2)}
 def case(W: int, D: int, *, B: int = 1, K: int = 1, noise: bool = True, states: str = "f32",
          outputs: str = "f32", **role: bool) -> Case:  # fmt: skip
     """A case by what differs from float32, one sample, one term of history, with noise."""
-    kind = " ".join(
-        text
-        for text, said in {
-            f"K{K}": K > 1, "no noise": not noise, f"{states} states": states != "f32",
-            f"{outputs} outputs": outputs != "f32",
-        }.items() if said
-    )  # fmt: skip
+    dtypes = states if states == outputs else f"{states} states, {outputs} outputs"
+    names = {f"K{K}": K > 1, "no noise": not noise, dtypes.removeprefix("f32 states, "): dtypes != "f32"}
+    kind = " ".join(name for name, differs in names.items() if differs)
     parts = [f"W{W}", f"B{B}" if B > 1 else "", f"D{D}", kind, "hot" if role.get("hot") else ""]
     label = " ".join(filter(None, parts))
     settings = {"W": W, "B": B, "D": D, "K": K, "noise": noise, "states": states, "outputs": outputs}
@@ -46,7 +42,7 @@ WIDE = case(64, 2**16, outputs="bf16")
 LARGE = case(64, 2**20, outputs="bf16", compiled=True)
 SWEEP = [MIDDLE, *(case(32, 2**n, in_sweep=True, compiled=n in (12, 18)) for n in (8, 10, 12, 14, 18, 20))]
 VARIANTS = [
-    case(16, 2**16), case(64, 2**16), case(32, 2**16, B=4), case(32, 2**16, outputs="bf16"),
+    case(16, 2**16), case(64, 2**16), case(32, 2**14, B=4), case(32, 2**16, outputs="bf16"),
     case(32, 2**16, states="bf16", outputs="bf16"), case(32, 2**16, noise=False), case(32, 2**16, K=2),
 ]  # fmt: skip
 
