@@ -12,7 +12,7 @@ from PIL import Image
 
 from parasample.cli import main
 from parasample.cli.bench import kernels
-from parasample.cli.bench.kernels import PASSED, check
+from parasample.cli.bench.kernels import PASSED, check, clock
 from parasample.cli.bench.kernels.ops import picard_update as entry
 from parasample.cli.bench.kernels.registry import Call, Case, Contender
 
@@ -47,6 +47,9 @@ class TinyWithAFault(entry.PicardUpdate):
 def op(monkeypatch: pytest.MonkeyPatch) -> TinyWithAFault:
     found = TinyWithAFault()
     monkeypatch.setattr(kernels, "find_ops", lambda: [found])
+    monkeypatch.setattr(clock, "PASSES_SECONDS", 0.001)
+    monkeypatch.setattr(clock, "PRODUCT_SIZE", {"cpu": 64})
+    monkeypatch.setattr(clock, "COPY_BYTES", {"cpu": 2**20})
     return found
 
 
