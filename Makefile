@@ -48,8 +48,8 @@ typecheck: build  ## mypy over parasample with kernels in its installed place
 	@ln -s ../../../kernels build/typecheck/parasample/kernels
 	cd build/typecheck && mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p parasample
 
-bench: build  ## time the kernels against the eager chain (checked for correctness first)
-	$(BIN)/python benchmarks/kernels.py
+bench: build  ## time the kernels against eager torch, torch.compile and the published chain
+	$(BIN)/parasample bench kernels
 
 clean:  ## remove what the build made; keeps .venv
 	rm -rf build dist *.egg-info kernels/_native .pytest_cache .mypy_cache .ruff_cache $(VENV)/.build-stamp

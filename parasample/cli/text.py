@@ -52,11 +52,12 @@ def progress(total: int, description: str, unit: str = "step") -> tqdm:
                 mininterval=0.5)  # fmt: skip
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Options that every command running a model has."""
-    parser.add_argument(
-        "--model", type=Path, help="folder of a diffusers pipeline (default: the shipped model)"
-    )
+def add_common(parser: argparse.ArgumentParser, model: bool = True) -> None:
+    """Options that every measuring command has; `model`: whether it runs one."""
+    if model:
+        parser.add_argument(
+            "--model", type=Path, help="folder of a diffusers pipeline (default: the shipped model)"
+        )
     parser.add_argument("--device", help="torch device (default: cuda if there is one, else cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 

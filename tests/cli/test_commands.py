@@ -16,7 +16,7 @@ COMMANDS = (
     ["plan"],
     ["doctor"],
     ["bench"],
-    *(["bench", b] for b in ("rounds", "frontier", "fidelity", "overhead")),
+    *(["bench", b] for b in ("rounds", "frontier", "fidelity", "overhead", "kernels")),
 )
 
 

@@ -6,10 +6,10 @@ import argparse
 from types import ModuleType
 from typing import Any
 
-from parasample.cli.bench import fidelity, frontier, overhead, ranks, rounds
+from parasample.cli.bench import fidelity, frontier, kernels, overhead, ranks, rounds
 from parasample.cli.bench.results import add_bench_options
 
-BENCHES: tuple[ModuleType, ...] = (rounds, frontier, fidelity, overhead, ranks)
+BENCHES: tuple[ModuleType, ...] = (rounds, frontier, fidelity, overhead, ranks, kernels)
 EXAMPLE = "example:\n  parasample bench rounds --quick\n  parasample bench fidelity --samples 2000"
 
 
@@ -28,6 +28,6 @@ def add_parser(commands: Any) -> None:
             epilog=f"example:\n  parasample bench {module.EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        add_bench_options(bench)
+        add_bench_options(bench, model=getattr(module, "NEEDS_MODEL", True))
         module.add_options(bench)
         bench.set_defaults(run=module.run)

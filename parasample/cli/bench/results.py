@@ -17,8 +17,8 @@ from parasample.cli.text import add_common, commit, device_name, say, say_json, 
 from parasample.models import CLASS_PROMPTS, demo_model_path
 
 
-def add_bench_options(parser: argparse.ArgumentParser) -> None:
-    """Options that every benchmark has."""
+def add_bench_options(parser: argparse.ArgumentParser, model: bool = True) -> None:
+    """Options that every benchmark has; `model`: whether it runs one."""
     parser.add_argument(
         "--quick", action="store_true", help="few seeds and short cases: does it run, roughly what"
     )
@@ -31,7 +31,7 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
         default=Path("benchmarks/results"),
         help="folder of rows (default: %(default)s)",
     )
-    add_common(parser)
+    add_common(parser, model)
 
 
 def open_pipeline(args: argparse.Namespace) -> Any:
@@ -49,19 +49,27 @@ class Results:
         self.path = args.output / f"{name}{'_quick' if args.quick else ''}.jsonl"
         self.rows: list[dict[str, Any]] = []  # of this run, in order
         device = args.device or default_device()
-        self._where = {
-            "model": args.model.name if args.model else "fashion_sd",
-            "device": device_name(device),
-        }
+        self._where = {"device": device_name(device)}
+        if hasattr(args, "model"):  # a benchmark of kernels has none
+            self._where["model"] = args.model.name if args.model else "fashion_sd"
         self._known = [] if args.fresh or not self.path.exists() else list(_read(self.path))
 
     def find(self, settings: dict[str, Any]) -> dict[str, Any] | None:
         """The row measured earlier with these settings; it counts as this run's row."""
-        for row in reversed(self._known):
-            if all(row.get(key) == value for key, value in (settings | self._where).items()):
-                self.rows.append(row)
-                return row
-        return None
+        return self.rows[-1] if self.find_all([settings]) else None
+
+    def find_all(self, settings: Sequence[dict[str, Any]]) -> bool:
+        """Whether all of these were measured earlier; only then they count as this run's rows."""
+        found = [row for row in map(self._known_row, settings) if row is not None]
+        if len(found) < len(settings):
+            return False
+        self.rows += found
+        return True
+
+    def _known_row(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        wanted = (settings | self._where).items()
+        rows = (row for row in reversed(self._known) if all(row.get(k) == value for k, value in wanted))
+        return next(rows, None)
 
     def add(self, settings: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
         """Write a measured row."""
