@@ -6,18 +6,12 @@ It shows that the kernel computes the right thing; speed and the memory model ne
 from __future__ import annotations
 
 import ctypes
-import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from emulated import DTYPES, ROOT, Rows, address, build, rows
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "csrc" / "picard_update" / "picard_update.cu"
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-LAUNCH = re.compile(r"([\w<>, ]+?)<<<(\w+), ([\w.]+), ([\w.]+), stream>>>\((.*?)\);")
 ENTRY = """
 using namespace parasample;
 extern "C" void plan(const PicardUpdate* call, int64_t wide_from, CudaPlan* plan) {
@@ -29,15 +23,6 @@ extern "C" const char* update(const PicardUpdate* call, const CudaPlan* plan, vo
 """
 # How a call is cut: an element per thread, vectors, vectors in large blocks, or as the library chooses.
 NARROW, WIDE, LARGE, SHIPPED = "narrow", "wide", "large", "shipped"
-
-
-class Rows(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("stride_row", ctypes.c_int64),
-        ("stride_sample", ctypes.c_int64),
-        ("dtype", ctypes.c_int32),
-    ]
 
 
 TABLES = ("state_coef", "anchor_coef", "output_coef", "noise_coef", "x0_coef", "residual_scale", "weights")
@@ -69,41 +54,19 @@ class Plan(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    compiler = next((name for name in ("g++", "c++") if shutil.which(name)), None)
-    if compiler is None:
-        pytest.skip("no C++ compiler: the CUDA kernels were not emulated")
-    folder = tmp_path_factory.mktemp("emulated")
-    text, launches = LAUNCH.subn(r"emulation::launch(\2, \3, \4, [=] { \1(\5); });", SOURCE.read_text())
-    assert launches == 2 and "<<<" not in text
-    (folder / "emulated.cpp").write_text(text + ENTRY)
-    includes = [f"-I{Path(__file__).with_name('emulated_cuda')}", f"-I{ROOT / 'csrc'}"]
-    flags = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", *includes]
-    subprocess.run(
-        [compiler, *flags, str(folder / "emulated.cpp"), "-o", str(folder / "emulated.so")], check=True
-    )
-    loaded = ctypes.CDLL(str(folder / "emulated.so"))
+    loaded = build(SOURCE, ENTRY, 2, tmp_path_factory.mktemp("emulated"))
     loaded.update.restype = ctypes.c_char_p
     return loaded
 
 
 def emulate(library, call, cut=NARROW, workspace=None):
     """(states, residual, plan); the workspace is filled with NaN unless one is brought."""
-
-    def rows(tensor):
-        if tensor is None:
-            return Rows(None, 0, 0, 0)
-        return Rows(tensor.data_ptr(), tensor.stride(0), tensor.stride(1), DTYPES[tensor.dtype])
-
-    def address(name):
-        tensor = getattr(call, name)
-        return None if tensor is None else tensor.data_ptr()
-
     T, B, D = call.outputs.shape
     residual = torch.full((T + 1, B), torch.nan, dtype=call.residual_scale.dtype)
     description = PicardUpdate(
         *(rows(getattr(call, name)) for name in ROWS),
         0 if call.directions is None else call.directions.stride(2),
-        *(address(name) for name in (*TABLES, "begin", "hold", "end")),
+        *(address(getattr(call, name)) for name in (*TABLES, "begin", "hold", "end")),
         residual.data_ptr(),
         *(T, B, D, call.state_coef.shape[1]),
         0 if call.weights is None else call.weights.shape[2],

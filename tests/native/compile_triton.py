@@ -35,7 +35,10 @@ DRIFT_VARIANTS = [  # accumulated in, stored as
     (tl.float64, "fp64"),
 ]
 DRIFT_FLAGS = {"GUIDED": True, "RESCALED": True, "CONVERTED": True, "CLIPPED": True, "CHUNKS": 64}
-ROWS = ("conditional_ptr", "unconditional_ptr", "states_ptr", "anchors_ptr", "outputs_ptr", "noise_ptr", "directions_ptr")
+ROWS = (
+    "conditional_ptr", "unconditional_ptr", "states_ptr", "anchors_ptr", "outputs_ptr", "noise_ptr",
+    "directions_ptr",
+)  # fmt: skip
 
 
 def argument_type(name: str, stored: str, real: str) -> str:

@@ -13,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-LAUNCH = re.compile(r"([\w:<>, ]+?)<<<(\w+), (\w+), 0, stream>>>\((.*?)\);")
+LAUNCH = re.compile(r"([\w:<>, ]+?)<<<(\w+), ([\w.]+), ([\w.]+), stream>>>\((.*?)\);")
 
 
 class Rows(ctypes.Structure):
@@ -30,7 +30,7 @@ class Rows(ctypes.Structure):
 def rows(tensor: torch.Tensor | None) -> Rows:
     if tensor is None:
         return Rows(None, 0, 0, 0)
-    stride_sample = tensor.stride(1) if tensor.dim() == 3 else 0
+    stride_sample = tensor.stride(1) if tensor.dim() > 2 else 0
     return Rows(tensor.data_ptr(), tensor.stride(0), stride_sample, DTYPES[tensor.dtype])
 
 
@@ -43,7 +43,7 @@ def build(source: Path, entry: str, launches: int, folder: Path) -> ctypes.CDLL:
     compiler = next((name for name in ("g++", "c++") if shutil.which(name)), None)
     if compiler is None:
         pytest.skip("no C++ compiler: the CUDA kernels were not emulated")
-    text, found = LAUNCH.subn(r"emulation::launch(\2, \3, [=] { \1(\4); });", source.read_text())
+    text, found = LAUNCH.subn(r"emulation::launch(\2, \3, \4, [=] { \1(\5); });", source.read_text())
     assert found == launches and "<<<" not in text
     (folder / "emulated.cpp").write_text(text + entry)
     includes = [f"-I{ROOT / 'tests' / 'kernels' / 'emulated_cuda'}", f"-I{ROOT / 'csrc'}"]

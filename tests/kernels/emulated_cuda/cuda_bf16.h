@@ -6,6 +6,12 @@
 struct __nv_bfloat16 {
   uint16_t bits;
 };
+inline float __bfloat162float(__nv_bfloat16 stored) {
+  const uint32_t bits = uint32_t(stored.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
 inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   if (value != value) return {0x7fff};
   uint32_t bits;

@@ -21,7 +21,7 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __shared__
+#define __shared__ thread_local  // one for all fibers; blocks run one after another
 
 struct dim3 {
   unsigned x, y, z;
@@ -59,11 +59,11 @@ inline cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatu
   return *status = cudaStreamCaptureStatusNone, cudaSuccess;
 }
 
-// ---- shared memory, dynamic only ----------------------------------------------------------------------------
+// ---- dynamic shared memory -------------------------------------------------------------------------------------
 
 namespace parasample {
 constexpr size_t kSharedLimit = 48 * 1024;  // what every device gives unasked
-inline uint4 dynamic_shared[kSharedLimit / sizeof(uint4) + 1];  // and a guard
+inline thread_local uint4 dynamic_shared[kSharedLimit / sizeof(uint4) + 1];  // and a guard
 }  // namespace parasample
 
 namespace emulation {
@@ -109,7 +109,7 @@ struct Barrier {
 };
 inline Barrier block_barrier, warp_barriers[32];
 
-void forget_copies();
+inline void (*after_block)() = [] {};
 
 inline void launch(dim3 grid, unsigned threads, size_t bytes, std::function<void()> kernel) {
   constexpr size_t stack_bytes = 1 << 16;
@@ -142,7 +142,7 @@ inline void launch(dim3 grid, unsigned threads, size_t bytes, std::function<void
       }
     }
     if (std::memcmp(shared + bytes, &guard, sizeof(guard))) fail("a block wrote beyond its shared memory");
-    forget_copies();
+    after_block();
   }
 }
 

@@ -19,10 +19,13 @@ struct Copy {
 inline std::deque<std::vector<Copy>> running[1024];
 inline std::vector<Copy> open_group[1024];
 
-inline void forget_copies() {
-  for (auto& groups : running) groups.clear();
-  for (auto& group : open_group) group.clear();
-}
+inline const bool forgets_copies = [] {
+  after_block = [] {
+    for (auto& groups : running) groups.clear();
+    for (auto& group : open_group) group.clear();
+  };
+  return true;
+}();
 
 }  // namespace emulation
 
