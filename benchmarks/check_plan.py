@@ -1,6 +1,6 @@
 """How far `parasample plan` is from the truth: predicted against measured seconds, for every window.
 
-    python benchmarks/check_plan.py --seeds 3
+    python benchmarks/check_plan.py --seeds 5
 
 Exits with 1 when a prediction is off by more than --limit. Needs an otherwise idle machine: both sides are
 timed. The last column charges the measured rounds by the same cost curve: the error of the rounds alone.
@@ -30,7 +30,10 @@ def main() -> int:
     )
     parser.add_argument("--model", default=demo_model_path(), help="folder of a pipeline (default: shipped)")
     parser.add_argument(
-        "--seeds", type=int, default=3, help="measured runs per window (default: %(default)s)"
+        "--seeds",
+        type=int,
+        default=5,
+        help="predictions and runs per window; medians count (default: %(default)s)",
     )
     parser.add_argument("--guidance", type=float, default=3.0, help="(default: %(default)s)")
     parser.add_argument(
@@ -44,26 +47,30 @@ def main() -> int:
     pipe = load_pipeline(args.model, default_device())
     rows, worst, worst_rounds = [], 0.0, 0.0
     for sampler, steps in CASES:
-        predictions, cost = measure_and_predict(
-            pipe, sampler, steps, args.guidance, 1, Picard().tolerance, "a sneaker"
-        )
-        for prediction in predictions:
-            case = Case(sampler, steps, Picard(window=prediction.window))
-            sample = sample_sequential if prediction.window == 1 else sample_parallel
-            runs = [sample(pipe, case, ["a sneaker"], args.guidance, [seed]) for seed in range(args.seeds)]
-            seconds = statistics.median(run.seconds for run in runs)
-            rounds = statistics.median(run.rounds for run in runs)
-            evaluations = statistics.median(run.evaluations for run in runs)
-            error = prediction.seconds / seconds - 1
-            worst = max(worst, abs(error))
-            charged = [predict_seconds(run.stats.window, cost) for run in runs if run.stats is not None]
-            from_rounds = prediction.seconds / statistics.median(charged) - 1 if charged else 0.0
-            worst_rounds = max(worst_rounds, abs(from_rounds))
+        found: dict[int, list[tuple[float, ...]]] = {}
+        for seed in range(args.seeds):  # each with a measurement of its own: a machine's speed drifts
+            predictions, cost = measure_and_predict(
+                pipe, sampler, steps, args.guidance, 1, Picard().tolerance, "a sneaker"
+            )
+            for prediction in predictions:
+                case = Case(sampler, steps, Picard(window=prediction.window))
+                sample = sample_sequential if prediction.window == 1 else sample_parallel
+                run = sample(pipe, case, ["a sneaker"], args.guidance, [seed])
+                seconds, rounds, evaluations = prediction.seconds, prediction.rounds, prediction.evaluations
+                charged = predict_seconds(run.stats.window, cost) if run.stats is not None else seconds
+                found.setdefault(prediction.window, []).append(
+                    (rounds, run.rounds, evaluations, run.evaluations, seconds, run.seconds, charged)
+                )
+        for window, runs in found.items():
+            *counts, seconds, measured, charged = (
+                statistics.median(column) for column in zip(*runs, strict=True)
+            )
+            error, from_rounds = seconds / measured - 1, seconds / charged - 1
+            worst, worst_rounds = max(worst, abs(error)), max(worst_rounds, abs(from_rounds))
             rows.append(
                 (
-                    f"{SAMPLERS[sampler][0]} {steps}", str(prediction.window), f"{prediction.rounds:.0f}",
-                    f"{rounds:.0f}", f"{prediction.evaluations:.0f}", f"{evaluations:.0f}",
-                    f"{prediction.seconds:.2f}", f"{seconds:.2f}", f"{error:+.0%}", f"{from_rounds:+.0%}",
+                    f"{SAMPLERS[sampler][0]} {steps}", str(window), *(f"{count:.0f}" for count in counts),
+                    f"{seconds:.2f}", f"{measured:.2f}", f"{error:+.0%}", f"{from_rounds:+.0%}",
                 )
             )  # fmt: skip
     headers = (

@@ -238,6 +238,6 @@ def fidelity_figure(rows: list[dict[str, Any]], steps: int, title: str, path: Pa
             axes.grid(axis="y", color="#ececf0", lw=0.8)
             for side in ("top", "right"):
                 axes.spines[side].set_visible(False)
-        panels[0].legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(1.0, 1.0))
+        panels[0].legend(frameon=False, fontsize=9, loc="lower left")
         figure.savefig(path, dpi=160)
         plt.close(figure)
