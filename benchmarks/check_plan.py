@@ -3,7 +3,8 @@
     python benchmarks/check_plan.py --seeds 5
 
 Exits with 1 when a prediction is off by more than --limit. Needs an otherwise idle machine: both sides are
-timed. The last column charges the measured rounds by the same cost curve: the error of the rounds alone.
+timed. The last column charges the measured rounds by the same cost curve, beside what was measured
+outside of rounds: the error of the predicted rounds alone.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ def main() -> int:
                 sample = sample_sequential if prediction.window == 1 else sample_parallel
                 run = sample(pipe, case, ["a sneaker"], args.guidance, [seed])
                 seconds, rounds, evaluations = prediction.seconds, prediction.rounds, prediction.evaluations
-                charged = predict_seconds(run.stats.window, cost) if run.stats is not None else seconds
+                charged = seconds
+                if run.stats is not None:
+                    charged = run.seconds - sum(record.seconds for record in run.stats.history)
+                    charged += predict_seconds(run.stats.window, cost)
                 found.setdefault(prediction.window, []).append(
                     (rounds, run.rounds, evaluations, run.evaluations, seconds, run.seconds, charged)
                 )

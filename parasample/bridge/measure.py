@@ -109,14 +109,16 @@ def _synchronise() -> None:
 
 
 def record_pilot(pipe: Any, call: Call, window: int, tolerance: float) -> tuple[Pilot, AffineTable, float]:
-    """One whole recorded run of the pipeline, its table and its seconds; the first sample's errors.
+    """One whole recorded run (its first sample), its table, and its seconds outside of rounds.
 
-    The run itself is a normal parallel call: it costs what the call will cost later.
+    What is outside of rounds is there in every call: prompts, set-up, steps that need no evaluation.
     """
     method = Picard(window=window, tolerance=tolerance, record=True)
     with parallelize(pipe, method) as handle:
+        began_at = time.perf_counter()
         call()
         stats = handle.stats
+        outside = time.perf_counter() - began_at - sum(record.seconds for record in stats.history)
         run = handle.run
         assert run is not None and run.solver is not None
         solver = run.solver
@@ -131,7 +133,7 @@ def record_pilot(pipe: Any, call: Call, window: int, tolerance: float) -> tuple[
     pilot = Pilot(
         window, tolerance, stats.evaluations / stats.batch, _rows(errors), _rows(residuals), distances
     )
-    return pilot, table, stats.seconds
+    return pilot, table, outside
 
 
 def _rows(tensor: Tensor) -> tuple[tuple[float, ...], ...]:
@@ -139,10 +141,10 @@ def _rows(tensor: Tensor) -> tuple[tuple[float, ...], ...]:
 
 
 def measure_profile(pipe: Any, call: Call, window: int, tolerance: float) -> tuple[Profile, float]:
-    """A profile of the pipeline's errors for `plan.rounds.simulate`, and the pilot's seconds.
+    """A profile of the pipeline's errors for `plan.rounds.simulate`, and a call's seconds outside rounds.
 
     It is scaled such that the simulated pilot takes as many rounds and evaluations as the pilot itself did.
     """
-    pilot, table, seconds = record_pilot(pipe, call, window, tolerance)
+    pilot, table, outside = record_pilot(pipe, call, window, tolerance)
     profile = fit_profile(pilot, table, Picard().prior_variance)
-    return calibrated(profile, pilot), seconds
+    return calibrated(profile, pilot), outside

@@ -85,10 +85,13 @@ def measure_and_predict(
         bar.set_description("timing rounds of every size")
         cost = measure_rounds(pipe, call, [1, *windows], bar.update)
         bar.set_description("recording a pilot run")
-        profile, _ = measure_profile(pipe, call, pilot_window(steps), tolerance)
+        profile, outside = measure_profile(pipe, call, pilot_window(steps), tolerance)
         bar.update()
     sequential = Prediction(1, steps, steps * batch, steps * step_seconds)
-    return [sequential, *(predict(profile, cost, window, tolerance, batch) for window in windows)], cost
+    return [
+        sequential,
+        *(predict(profile, cost, outside, window, tolerance, batch) for window in windows),
+    ], cost
 
 
 def pilot_window(steps: int) -> int:
@@ -96,10 +99,13 @@ def pilot_window(steps: int) -> int:
     return min(steps, 128)
 
 
-def predict(profile: Profile, cost: CostCurve, window: int, tolerance: float, batch: int) -> Prediction:
-    """One window's prediction; `cost` is by states of one sample at this batch."""
+def predict(
+    profile: Profile, cost: CostCurve, outside: float, window: int, tolerance: float, batch: int
+) -> Prediction:
+    """One window's prediction; `cost` is by states of one sample at this batch, `outside` is seconds."""
     evaluations = simulate(profile, window, tolerance)
-    return Prediction(window, len(evaluations), sum(evaluations) * batch, predict_seconds(evaluations, cost))
+    seconds = outside + predict_seconds(evaluations, cost)
+    return Prediction(window, len(evaluations), sum(evaluations) * batch, seconds)
 
 
 def verdict(predictions: list[Prediction], best: Prediction) -> str:
