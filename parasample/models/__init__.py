@@ -59,6 +59,16 @@ def demo_model_path() -> Path:
     return _MODELS / "fashion_sd"
 
 
+def denoiser_config(name: str) -> Path:
+    """Configuration of a well-known denoiser at full size, without weights: one of `denoiser_names()`."""
+    return _MODELS / "denoisers" / f"{name}.json"
+
+
+def denoiser_names() -> tuple[str, ...]:
+    """Short names of the configurations that come with parasample."""
+    return tuple(sorted(path.stem for path in (_MODELS / "denoisers").glob("*.json")))
+
+
 def load_classifier() -> nn.Module:
     """The shipped `FashionClassifier`, in float32 on the CPU and in evaluation mode."""
     folder = _MODELS / "fashion_classifier"
@@ -69,4 +79,5 @@ def load_classifier() -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-__all__ = ["CLASS_PROMPTS", "FashionClassifier", "demo_model_path", "load_classifier"]
+__all__ = ["CLASS_PROMPTS", "FashionClassifier", "demo_model_path", "denoiser_config",
+           "denoiser_names", "load_classifier"]  # fmt: skip

@@ -51,6 +51,11 @@ class Block:
         """How messages name it: `mid_block.resnets.0`, or `proj#1` for the second call of `proj`."""
         return (self.name or "the output") + (f"#{self.call}" if self.call else "")
 
+    @property
+    def hands_on(self) -> bool:
+        """Whether it is an exit that hands on tensors of other blocks untouched: it needs none of them."""
+        return self.exit and self.output_bytes == 0 and self.name != ""
+
 
 @dataclass(frozen=True)
 class BlockGraph:
@@ -124,10 +129,10 @@ class BlockGraph:
 
     @cached_property
     def readers(self) -> tuple[tuple[int, ...], ...]:
-        """[n] indices of the blocks that read each block, ascending."""
+        """[n] indices of the blocks that read each block, ascending; exits that only hand it on do not."""
         found: list[list[int]] = [[] for _ in self.blocks]
         for index, block in enumerate(self.blocks):
-            for source in block.inputs:
+            for source in () if block.hands_on else block.inputs:
                 found[source].append(index)
         return tuple(map(tuple, found))
 

@@ -1,0 +1,28 @@
+"""Cuts a block graph into components, one per device of the depth axis.
+
+split.py says what a split is and what it costs, find.py searches, explicit.py reads one by module names.
+"""
+
+from parasample.plan.partition.explicit import explicit_split
+from parasample.plan.partition.find import find_split, find_splits, predict_step_seconds
+from parasample.plan.partition.split import (
+    Split,
+    SplitReport,
+    Transfer,
+    broadcast_bytes,
+    report,
+    transfers,
+)
+
+__all__ = [
+    "Split",
+    "SplitReport",
+    "Transfer",
+    "broadcast_bytes",
+    "explicit_split",
+    "find_split",
+    "find_splits",
+    "predict_step_seconds",
+    "report",
+    "transfers",
+]
