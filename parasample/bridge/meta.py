@@ -46,7 +46,7 @@ def meta_denoiser(config: Mapping[str, Any], dtype: torch.dtype = torch.float16)
     """The denoiser that a configuration describes, with parameters that have a shape and no data."""
     with torch.device("meta"):
         model = getattr(diffusers, config["_class_name"]).from_config(dict(config))
-    return model.to(dtype).eval()
+    return nn.Module.to(model, dtype).eval()  # diffusers' own `to` warns of weights, of which there are none
 
 
 def graph_from_config(config: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> BlockGraph:

@@ -1,4 +1,7 @@
-"""`parasample plan`: measure a model on this device and say which window is worth it, or that none is."""
+"""`parasample plan`: measure a model on this device and say which window is worth it, or that none is.
+
+With --devices N: cut the denoiser into N components instead, and say what travels between them.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,17 @@ from typing import Any
 import parasample as ps
 from parasample.bridge.load import SAMPLERS, default_device, load_pipeline, set_sampler
 from parasample.bridge.measure import measure_profile, measure_rounds, measure_sequential_step
+from parasample.cli.plan_depth import run_depth
 from parasample.cli.sampling import call_pipeline
 from parasample.cli.text import add_common, device_name, progress, say, say_json, table, versions
-from parasample.models import demo_model_path
+from parasample.models import demo_model_path, denoiser_names
 from parasample.plan.cost import CostCurve, Prediction, candidate_windows, predict_seconds, recommend
 from parasample.plan.rounds import Profile, simulate
 
-EXAMPLE = "example:\n  parasample plan --sampler dpm++ --steps 50 --guidance 5 --plot plan.png"
+EXAMPLE = (
+    "example:\n  parasample plan --sampler dpm++ --steps 50 --guidance 5 --plot plan.png\n"
+    "  parasample plan --model sdxl --devices 4 --steps 50 --plot schedule.png"
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -35,13 +42,26 @@ def add_parser(commands: Any) -> None:
         "--tolerance", type=float, default=ps.Picard().tolerance, help="(default: %(default)s)"
     )
     parser.add_argument("--prompt", default="a sneaker", help="what to sample (default: %(default)s)")
-    parser.add_argument("--plot", type=Path, help="also draw seconds over window, into this PNG file")
+    parser.add_argument(
+        "--plot", type=Path, help="also draw seconds over window, or the devices' schedule, into this file"
+    )
+    parser.add_argument(
+        "--devices", type=int,
+        help="split the denoiser over this many devices; --model may then also be a config.json, its folder, "
+             f"or one of {', '.join(denoiser_names())}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--link", type=float, default=5.0,
+        help="with --devices: GB/s between two devices, one way (default: %(default)s)",
+    )  # fmt: skip
     add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, predict and show."""
+    if args.devices is not None:
+        return run_depth(args)
     device = args.device or default_device()
     pipe = load_pipeline(args.model or demo_model_path(), device)
     predictions, _ = measure_and_predict(
