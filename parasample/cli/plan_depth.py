@@ -167,8 +167,8 @@ def _verdict(result: dict[str, Any]) -> str:
         f"{_megabytes(result['bytes_per_step'])} MB travel per step, instead of "
         f"{_megabytes(result['broadcast_bytes'])} MB if every block's output were broadcast; the denoiser's "
         f"output adds {_megabytes(result['output_bytes'])} MB. A run of {result['steps']} steps, {WARM_UP} "
-        f"of them to warm up, is predicted to be {result['predicted_speedup']:.2f}x as fast as on one device, "
-        "with the exchange hidden behind compute."
+        f"of them to warm up, is predicted to be {result['predicted_speedup']:.2f}x as fast as on one "
+        "device, with the exchange hidden behind compute."
     )
 
 

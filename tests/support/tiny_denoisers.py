@@ -74,7 +74,7 @@ def unet_ip_adapter() -> Case:
 def unet_sdxl() -> Case:
     model = build(
         "UNet2DConditionModel", sample_size=8, **SD_BLOCKS | {
-            "block_out_channels": (32, 64, 64), "transformer_layers_per_block": (1, 2, 3),
+            "block_out_channels": (32, 64, 64), "transformer_layers_per_block": (1, 1, 2),
             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         }, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
@@ -97,6 +97,7 @@ def unet_motion() -> Case:
         "UNetMotionModel", sample_size=8, block_out_channels=WIDTHS, cross_attention_dim=32,
         down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"), num_attention_heads=4,
         up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"), motion_num_attention_heads=4,
+        layers_per_block=1,
     )  # fmt: skip
     return model, (randn(2, 4, 3, 8, 8), torch.tensor(7), randn(6, 5, 32)), {"return_dict": False}
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from parasample.bridge.trace.calls import Call, Choice, choose, counted_flops, record_calls
+from parasample.bridge.trace.calls import Call, Choice, choose, leaf_flops, record_calls
 from parasample.bridge.trace.clock import Key, leaf_seconds
 from parasample.bridge.trace.hooks import watched
 from parasample.bridge.trace.provenance import LATENTS, Found, InputChangedError, Provenance
@@ -82,9 +82,10 @@ def trace(
         forward = own_forward
         root = record_calls(denoiser, forward)
     choice, found = _find(denoiser, forward, latents, root, max_share)
-    if costs == "flops":
-        return _graph(denoiser, choice, found, None)
-    return _graph(denoiser, choice, found, leaf_seconds(denoiser, choice, own_forward, device, repeats))
+    counted = leaf_flops(root, choice)
+    flops = [0 if block.name in choice.expanded else next(counted) for block in found]
+    seconds = None if costs == "flops" else leaf_seconds(denoiser, choice, own_forward, device, repeats)
+    return _graph(denoiser, choice, found, flops, seconds)
 
 
 def _meta_forward(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
@@ -111,11 +112,7 @@ def _find(
     while True:
         choice = choose(root, denoiser, sealed, max_share)
         try:
-            with (
-                counted_flops() as flops,
-                Provenance(latents, flops) as provenance,
-                watched(denoiser, choice, provenance),
-            ):
+            with Provenance(latents) as provenance, watched(denoiser, choice, provenance):
                 forward()
             return choice, provenance.found
         except InputChangedError as error:
@@ -133,18 +130,22 @@ def _inside(name: str, parent: str) -> bool:
 
 
 def _graph(
-    denoiser: nn.Module, choice: Choice, found: list[Found], seconds: dict[Key, float] | None
+    denoiser: nn.Module,
+    choice: Choice,
+    found: list[Found],
+    flops: list[int],
+    seconds: dict[Key, float] | None,
 ) -> BlockGraph:
     weights = _weight_bytes(denoiser, choice)
-    total = sum(block.flops for block in found)
+    limit = EVERYWHERE_SHARE * sum(flops)
     free: list[bool] = []  # depends on no latents and is cheap
     blocks = []
-    for block in found:
+    for block, own in zip(found, flops, strict=True):
         inputs = tuple(sorted(block.sources - {LATENTS}))
         everywhere = LATENTS not in block.sources and all(free[i] for i in inputs)
-        everywhere = everywhere and block.flops <= EVERYWHERE_SHARE * total and block.name != ""
+        everywhere = everywhere and own <= limit and block.name != ""
         free.append(everywhere)
-        cost = block.flops if seconds is None else seconds.get((block.name, block.call), 0.0)
+        cost = own if seconds is None else seconds.get((block.name, block.call), 0.0)
         stored = weights.get(block.name, 0) if block.call == 0 else 0
         is_exit = block.name in choice.expanded
         blocks.append(

@@ -110,6 +110,15 @@ def choose(root: Call, denoiser: nn.Module, sealed: Collection[str], max_share: 
     return Choice(frozenset(leaves), frozenset(expanded - leaves))
 
 
+def leaf_flops(call: Call, choice: Choice) -> Iterator[int]:
+    """Operations of the calls of leaves, in the order in which they run."""
+    for child in call.children:
+        if child.name in choice.leaves:
+            yield child.flops
+        else:
+            yield from leaf_flops(child, choice)
+
+
 def _has_weights(module: nn.Module) -> bool:
     return next(chain(module.parameters(), module.buffers()), None) is not None
 

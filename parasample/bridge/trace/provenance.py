@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ class Found:
 
     name: str
     call: int
-    flops: int
     sources: Sources
     output_bytes: int
 
@@ -45,13 +44,12 @@ class Provenance(TorchFunctionMode):
     Tensors are known by identity and held weakly, so that tracing takes no memory.
     """
 
-    def __init__(self, latents: Any, flops: Callable[[], int]) -> None:
+    def __init__(self, latents: Any) -> None:
         super().__init__()
         self.found: list[Found] = []
-        self._flops = flops
         self._sources: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> Sources
         self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # a block's output -> (block, its version)
-        self._leaf: tuple[Sources, list[tuple[Tensor, int]], int] | None = None
+        self._leaf: tuple[Sources, list[tuple[Tensor, int]]] | None = None
         for tensor in tensors_in(latents):
             self._sources[tensor] = frozenset({LATENTS})
 
@@ -73,17 +71,17 @@ class Provenance(TorchFunctionMode):
     def enter_leaf(self, name: str, call: int, arguments: Any) -> None:
         given = distinct(arguments)
         watched = [(tensor, version(tensor)) for tensor in given]
-        self._leaf = (self._union(given), watched, self._flops())
+        self._leaf = (self._union(given), watched)
 
     def leave_leaf(self, name: str, call: int, output: Any) -> None:
         assert self._leaf is not None
-        sources, watched, before = self._leaf
+        sources, watched = self._leaf
         made = distinct(output)
         changed = [tensor for tensor, was in watched if version(tensor) != was]
         self._leaf = None
         if any(not any(tensor is other for other in made) for tensor in changed):
             raise InputChangedError(name)
-        self._add(Found(name, call, self._flops() - before, sources, tensor_bytes(made)), made)
+        self._add(Found(name, call, sources, tensor_bytes(made)), made)
 
     def leave_expanded(self, name: str, call: int, output: Any) -> None:
         made = distinct(output)
@@ -91,9 +89,9 @@ class Provenance(TorchFunctionMode):
         handed_on = all(known and known[1] == version(t) for known, t in zip(untouched, made, strict=True))
         if handed_on and name:
             sources = frozenset(known[0] for known in untouched)
-            self._add(Found(name, call, 0, sources, 0), [])
+            self._add(Found(name, call, sources, 0), [])
         else:
-            self._add(Found(name, call, 0, self._union(made), tensor_bytes(made)), made)
+            self._add(Found(name, call, self._union(made), tensor_bytes(made)), made)
 
     def _add(self, found: Found, made: Iterable[Tensor]) -> None:
         index = len(self.found)
