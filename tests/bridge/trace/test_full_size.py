@@ -22,10 +22,9 @@ LIMITS = {
     "sd2.1": (Limit(2, 9, 0.51), Limit(4, 37, 0.27)),
     "sdxl": (Limit(2, 8, 0.54), Limit(3, 19, 0.35), Limit(4, 40, 0.29), Limit(4, 50, 0.253)),
     "sd3": (Limit(4, 82, 0.255),),
-    "flux": (Limit(4, 85, 0.265),),
 }
-TERAFLOPS = {"sd2.1": 4.30, "sdxl": 13.5, "sd3": 17.8, "flux": 74.4}
-GIGABYTES = {"sd2.1": 1.73, "sdxl": 5.13, "sd3": 4.17, "flux": 23.8}
+TERAFLOPS = {"sd2.1": 4.30, "sdxl": 13.5, "sd3": 17.8}
+GIGABYTES = {"sd2.1": 1.73, "sdxl": 5.13, "sd3": 4.17}
 
 
 @pytest.mark.parametrize("model", LIMITS)
