@@ -3,7 +3,8 @@ module parasample.runtime.transports._host.
 
 Environment: PARASAMPLE_NATIVE=0 leaves native code out, =1 makes a failure to build it fatal;
 PARASAMPLE_CUDA=0/1 overrides the search for nvcc. Without a C++ compiler or without torch the package is
-installed as pure Python, without pybind11 with ops only, and says so: everything works then, more slowly.
+installed as pure Python, without Python's headers with ops only, and says so: everything works then, more
+slowly.
 """
 
 from __future__ import annotations
@@ -72,18 +73,18 @@ def cuda_wanted() -> bool:
     return shutil.which("nvcc") is not None if choice == "auto" else choice == "1"
 
 
-def host_includes() -> list[str]:
+def host_includes(torch: Path) -> list[str]:
     """Folders of the headers that the module _host needs; none, said aloud, where one is missing."""
-    python, pybind11 = Path(sysconfig.get_path("include")), importlib.util.find_spec("pybind11")
-    missing = []
-    if not (python / "Python.h").exists():
-        missing.append("Python's headers (install python3-dev)")
-    if pybind11 is None or pybind11.origin is None:
-        missing.append("pybind11 (pip install pybind11)")
-    if not missing:
-        return [str(python), str(Path(pybind11.origin).parent / "include")]
+    python = Path(sysconfig.get_path("include"))
+    package = importlib.util.find_spec("pybind11")
+    copies = [Path(package.origin).parent / "include"] if package and package.origin else []
+    copies.append(torch / "include")  # torch brings a copy, for extensions
+    pybind11 = next((folder for folder in copies if (folder / "pybind11" / "pybind11.h").exists()), None)
+    if pybind11 is not None and (python / "Python.h").exists():
+        return [str(python), str(pybind11)]
+    lacks = "pybind11 (pip install pybind11)" if pybind11 is None else "Python.h (install python3-dev)"
     print(
-        f"parasample: building without the module _host, which needs {'; '.join(missing)}. "
+        f"parasample: building without the module _host, which needs {lacks}. "
         "Ranks on one host will talk over Gloo instead of shared memory, more slowly.",
         file=sys.stderr,
     )
@@ -108,7 +109,7 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         torch = torch_folder()
         assert torch is not None  # native_wanted() has looked
-        cuda, includes, suffix = cuda_wanted(), host_includes(), sysconfig.get_config_var("EXT_SUFFIX")
+        cuda, includes, suffix = cuda_wanted(), host_includes(torch), sysconfig.get_config_var("EXT_SUFFIX")
         tag = f"{'cuda' if cuda else 'cpu'}-{platform.machine()}"
         folder = ROOT / "build" / tag
         options = {

@@ -62,7 +62,7 @@ struct alignas(64) Counter {
  private:
   // As long as a sleep and a wake-up take: a shorter wait is cheaper spent awake, and a longer one costs at most
   // twice as much. Ranks may outnumber cores, so never longer.
-  static constexpr std::chrono::microseconds kSpin{10};
+  static constexpr std::chrono::microseconds kSpin{20};
 
   void futex(int operation, uint32_t argument, const timespec* limit) {
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&value), operation, argument, limit, nullptr, 0);

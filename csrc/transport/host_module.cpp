@@ -1,6 +1,5 @@
 // Python's view of csrc/transport: the module parasample.runtime.transports._host. No torch headers; memory is
 // handed out by the buffer protocol, and a buffer keeps its segment mapped.
-#include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -32,11 +31,10 @@ PYBIND11_MODULE(_host, m) {
            }),
            py::arg("bytes"), py::arg("keep"), py::arg("slots"), py::arg("readers"));
 
-  py::native_enum<State>(m, "State", "enum.Enum")
+  py::enum_<State>(m, "State")
       .value("OPEN", State::kOpen)
       .value("CLOSED", State::kClosed)
-      .value("ABORTED", State::kAborted)
-      .finalize();
+      .value("ABORTED", State::kAborted);
 
   using released = py::call_guard<py::gil_scoped_release>;
   py::class_<Segment>(m, "Segment", py::buffer_protocol())

@@ -121,3 +121,19 @@ def test_native_code_can_be_demanded(source: Path, tmp_path: Path):
     done = run(sys.executable, "-m", "pip", "wheel", *options, CXX="no-such-compiler", PARASAMPLE_NATIVE="1")
     assert done.returncode != 0
     assert "PARASAMPLE_NATIVE=1 but this environment lacks a C++ compiler" in done.stdout + done.stderr
+
+
+def test_without_headers_the_host_module_is_left_out_and_the_build_says_so(tmp_path: Path):
+    check = (
+        "import pathlib, runpy, setuptools, sys\n"
+        "setuptools.setup = lambda **options: None\n"
+        "build = runpy.run_path('setup.py')\n"
+        "includes, torch = build['host_includes'], build['torch_folder']()\n"
+        "assert 'pybind11' in includes(torch)[1]\n"
+        "sys.modules['pybind11'] = None\n"
+        "assert includes(torch)[1] == str(torch / 'include')\n"
+        f"assert includes(pathlib.Path({str(tmp_path)!r})) == []\n"
+    )
+    done = run(sys.executable, "-c", check, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("without the module _host, which needs pybind11") == 1

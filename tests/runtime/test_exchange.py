@@ -71,6 +71,10 @@ def test_strided_tensors_are_sent_as_they_look(together: Answers) -> None:
     assert [answers["strided"] for answers in together] == [True] * SIZE
 
 
+def test_gradients_and_inference_mode_do_not_matter(together: Answers) -> None:
+    assert [answers["across-modes"] for answers in together] == [True] * SIZE
+
+
 def test_bytes_sent_counts_every_reader(together: Answers) -> None:
     assert [answers["counted"] for answers in together] == [2 * 3 * 4, 5 * 8, 0]
 

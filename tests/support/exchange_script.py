@@ -85,16 +85,31 @@ def strided(exchange: Exchange) -> bool:
     return torch.equal(exchange.receive(0), whole)
 
 
+def across_modes(exchange: Exchange) -> bool:
+    """Channels opened in inference mode serve outside of it; a tensor that requires gradients can be sent."""
+    with torch.inference_mode():
+        exchange.open([Channel("modes", 0, (1, 2), (4,), torch.float32)])
+    right = True
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            if exchange.rank == 0:
+                exchange.send(0, torch.ones(4, requires_grad=not inference))
+                exchange.flush()
+            else:
+                found = exchange.receive(0)
+                right &= torch.equal(found, torch.ones(4)) and not found.requires_grad
+    return right
+
+
 def counted(exchange: Exchange) -> int:
     before = exchange.bytes_sent
     exchange.open(
         [Channel("both", 0, (1, 2), (3,), torch.float32), Channel("one", 1, (0,), (5,), torch.int64)]
     )
-    if exchange.rank < 2:
-        exchange.send(
-            exchange.rank,
-            torch.zeros((3, 5)[exchange.rank], dtype=(torch.float32, torch.int64)[exchange.rank]),
-        )
+    if exchange.rank == 0:
+        exchange.send(0, torch.zeros(3))
+    if exchange.rank == 1:
+        exchange.send(1, torch.zeros(5, dtype=torch.int64))
     for number in {0: [1], 1: [0], 2: [0]}[exchange.rank]:
         exchange.receive(number)
     exchange.flush()
@@ -145,6 +160,7 @@ JOBS: dict[str, Job] = {
     "kept-1": lambda exchange: kept(exchange, 1),
     "kept-2": lambda exchange: kept(exchange, 2),
     "strided": strided,
+    "across-modes": across_modes,
     "counted": counted,
     "kept-after-close": kept_after_close,
 }

@@ -46,7 +46,7 @@ def unavailable() -> str | None:
         return "needs Linux"
     if not os.access("/dev/shm", os.R_OK | os.W_OK):
         return "cannot write to /dev/shm; mount a tmpfs there"
-    return _MISSING and f"{_MISSING}; reinstall with a C++ compiler, pybind11 and --no-build-isolation"
+    return _MISSING and f"{_MISSING}; reinstall with a C++ compiler, Python.h and --no-build-isolation"
 
 
 def free_bytes() -> int:
@@ -141,6 +141,7 @@ class SharedMemoryExchange:
         finally:
             own.unlink()
 
+    @torch.inference_mode(False)  # or the slots could not be written to outside of it
     def _ring(self, channel: Channel, place: int) -> _Ring:
         segment = self._segments[channel.source]
         memory = torch.frombuffer(segment, dtype=torch.uint8)  # keeps the segment mapped
@@ -159,6 +160,8 @@ class SharedMemoryExchange:
         A negative result -1 - i is no slot, but the place among `peers` of the rank that is waited for.
         """
         slot = attempt(0.0)
+        if slot >= 0:
+            return slot
         began_at = time.monotonic()
         while slot < 0:
             peer, waited_s = peers[-1 - slot], time.monotonic() - began_at
