@@ -99,8 +99,9 @@ def test_unlike_channels_name_the_rank(together: Answers) -> None:
     assert all("channels of rank 2 differ from those of rank 0" in a["unlike"]["message"] for a in together)
 
 
-def test_a_closed_exchange_says_so(together: Answers) -> None:
+def test_a_closed_exchange_says_so_and_frees_its_memory(together: Answers) -> None:
     for answers in together:
+        assert not answers["mapped"]
         assert answers["closed"]["error"] == "TransportError" and "open()" in answers["closed"]["message"]
 
 
@@ -115,6 +116,11 @@ def test_a_rank_that_gives_up_ends_the_waits_of_others(together: Answers) -> Non
     for rank, answers in enumerate(together):
         assert answers["abort"]["error"] == "TransportError", answers["abort"]
         assert answers["abort"]["seconds"] < 1, f"rank {rank} waited on"
+
+
+def test_a_rank_that_drops_its_exchange_keeps_nobody_waiting(together: Answers) -> None:
+    for answers in together[1:]:
+        assert answers["dropped"]["error"] == "TransportError" and answers["dropped"]["seconds"] < 1
 
 
 def test_a_killed_rank_is_reported_at_once(transport: str, tmp_path: Path) -> None:

@@ -213,15 +213,24 @@ def work(rank: int, size: int, rendezvous: Path, results: Path, transport: str) 
     answers["too-big"] = attempt(too_big, exchange)
     answers["again"] = attempt(order, exchange)
     exchange.close()
+    answers["mapped"] = "/parasample-" in Path("/proc/self/maps").read_text()
     answers["closed"] = attempt(lambda closed: closed.receive(0), exchange)
 
     hasty = make_exchange(ranks, timeout_s=0.5)
     answers["late"] = attempt(on_reader, hasty)
     dist.barrier()
+    answers["dropped"] = attempt(dropped_on_0, make_exchange(ranks))
     exchange = make_exchange(ranks)
     answers["abort"] = attempt(gives_up_on_0, exchange)
     dist.barrier()
     torch.save(answers | {"type": type(exchange).__name__}, results)
+
+
+def dropped_on_0(exchange: Exchange) -> Any:
+    exchange.open([Channel("quiet", 0, (1, 2), (3,), torch.float32)])
+    if exchange.rank == 0:
+        time.sleep(0.2)  # then nobody holds the exchange any more
+    return exchange.receive(0) if exchange.rank else None
 
 
 def gives_up_on_0(exchange: Exchange) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,6 +66,14 @@ class _Ring:
     slots: tuple[Tensor, ...]  # views of the segment's memory
 
 
+def _end(segments: Sequence[_host.Segment], rank: int, state: _host.State) -> None:
+    """Let the others see that `rank` has ended, and how, and wake those that wait. The first word counts."""
+    if segments and segments[rank].state == _host.State.OPEN:
+        segments[rank].state = state
+    for segment in segments:
+        segment.wake()
+
+
 class SharedMemoryExchange:
     """An Exchange between processes of one host; tensors lie on the CPU. `ranks` is used by `open` only."""
 
@@ -73,12 +82,17 @@ class SharedMemoryExchange:
         self._ranks, self._timeout_s = ranks, timeout_s
         self._channels: tuple[Channel, ...] = ()
         self._segments: list[_host.Segment] = []  # of every rank
+        self._at_end: weakref.finalize | None = None
         self._rings: dict[int, _Ring] = {}  # by channel: those of this rank
 
     def open(self, channels: Sequence[Channel]) -> None:
         channels = tuple(channels)
         require_same_channels(self._ranks, channels)
-        self._segments = self._map_segments(channels)
+        segments = self._map_segments(channels)
+        self.close()  # the channels of before, on which nobody waits any more
+        self._segments = segments
+        # An exchange that is dropped, or whose process ends in peace, is closed.
+        self._at_end = weakref.finalize(self, _end, segments, self.rank, _host.State.CLOSED)
         self._channels = channels
         self._rings = {}
         counts = [0] * self.size
@@ -111,16 +125,15 @@ class SharedMemoryExchange:
         """Nothing to do: `send` has copied."""
 
     def abort(self) -> None:
-        self._end(_host.State.ABORTED)
+        self._forget(_host.State.ABORTED)
 
     def close(self) -> None:
-        self._end(_host.State.CLOSED)
+        self._forget(_host.State.CLOSED)
 
-    def _end(self, state: _host.State) -> None:
-        if self._segments:
-            self._segments[self.rank].state = state
-        for segment in self._segments:
-            segment.wake()
+    def _forget(self, state: _host.State) -> None:
+        _end(self._segments, self.rank, state)
+        if self._at_end is not None:
+            self._at_end.detach()
         self._channels, self._segments, self._rings = (), [], {}
 
     def _map_segments(self, channels: tuple[Channel, ...]) -> list[_host.Segment]:
