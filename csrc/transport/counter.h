@@ -13,13 +13,34 @@
 
 namespace parasample {
 
-inline void spin_pause() {
+// Waits awake for a moment. That saves a sleep and a wake-up where the awaited rank has a core of its own and is
+// nearly done; where ranks share a core it keeps that rank from running. So it is tried now and then, and done
+// every time for as long as it pays.
+class Spin {
+ public:
+  template <typename Reached>
+  bool until(Reached reached) {
+    if (!pays_ && ++skipped_ % kTryEvery != 0) return reached();
+    const auto end = std::chrono::steady_clock::now() + kLimit;
+    while (!(pays_ = reached()) && std::chrono::steady_clock::now() < end) pause();
+    return pays_;
+  }
+
+ private:
+  static constexpr std::chrono::microseconds kLimit{20};  // about what a sleep and a wake-up take
+  static constexpr uint32_t kTryEvery = 16;               // so that vain tries cost about a microsecond a wait
+
+  static void pause() {
 #if defined(__x86_64__)
-  __builtin_ia32_pause();
+    __builtin_ia32_pause();
 #elif defined(__aarch64__)
-  asm volatile("yield");
+    asm volatile("yield");
 #endif
-}
+  }
+
+  bool pays_ = true;
+  uint32_t skipped_ = 0;
+};
 
 // Alone in its cache line: its writer and its sleepers disturb no neighbour.
 struct alignas(64) Counter {
@@ -42,15 +63,14 @@ struct alignas(64) Counter {
     if (sleepers.load(std::memory_order_seq_cst) > 0) futex(FUTEX_WAKE, INT_MAX, nullptr);
   }
 
-  // Waits until `count` is reached, a wake-up, or `wait_s`; says whether it is reached.
+  // Whether `count` is reached: without `wait_s` at once or after a moment awake, with it after a sleep that ends
+  // when the counter moves, at a wake-up, or after `wait_s`.
   bool wait(uint64_t count, double wait_s) {
     if (reached(count)) return true;
-    const auto spin_until = std::chrono::steady_clock::now() + kSpin;
-    do {
-      spin_pause();
-      if (reached(count)) return true;
-    } while (std::chrono::steady_clock::now() < spin_until);
-    if (wait_s <= 0) return false;
+    if (wait_s <= 0) {
+      static thread_local Spin spin;
+      return spin.until([&] { return reached(count); });
+    }
     const timespec limit = {time_t(wait_s), long((wait_s - double(time_t(wait_s))) * 1e9)};
     sleepers.fetch_add(1, std::memory_order_seq_cst);
     const uint32_t seen = value.load(std::memory_order_seq_cst);
@@ -60,10 +80,6 @@ struct alignas(64) Counter {
   }
 
  private:
-  // As long as a sleep and a wake-up take: a shorter wait is cheaper spent awake, and a longer one costs at most
-  // twice as much. Ranks may outnumber cores, so never longer.
-  static constexpr std::chrono::microseconds kSpin{20};
-
   void futex(int operation, uint32_t argument, const timespec* limit) {
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&value), operation, argument, limit, nullptr, 0);
   }
