@@ -62,6 +62,29 @@ def test_module_needs_python_and_the_system_only() -> None:
     assert str(ROOT).encode() not in Path(_host.__file__).read_bytes()
 
 
+def test_rings_compile_without_a_warning() -> None:
+    compiler = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler: the rings were not compiled anew")
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-I",
+        "csrc",
+        "-S",
+        "-o",
+        os.devnull,
+    ]
+    done = subprocess.run(
+        [*command, "csrc/transport/segment.cpp"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_segment_is_private_and_its_name_goes_first(segment: Segment) -> None:
     path = Path("/dev/shm") / segment.name.lstrip("/")
     assert path.stat().st_mode & 0o777 == 0o600 and path.stat().st_size == segment.bytes

@@ -79,6 +79,10 @@ def test_bytes_sent_counts_every_reader(together: Answers) -> None:
     assert [answers["counted"] for answers in together] == [2 * 3 * 4, 5 * 8, 0]
 
 
+def test_a_forked_process_does_not_end_the_exchange(together: Answers) -> None:
+    assert [answers["after-a-fork"] for answers in together] == [True] * SIZE
+
+
 def test_a_received_tensor_outlives_its_channels(together: Answers) -> None:
     assert [answers["kept-after-close"] for answers in together] == [True] * SIZE
 

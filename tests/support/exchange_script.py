@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 import signal
@@ -116,6 +117,22 @@ def counted(exchange: Exchange) -> int:
     return exchange.bytes_sent - before
 
 
+def after_a_fork(exchange: Exchange) -> bool:
+    """A process forked from a rank, which ends, does not end the exchange."""
+    exchange.open([Channel("fork", 0, (1, 2), (4,), torch.float32)])
+    child = os.fork()
+    if child == 0:
+        atexit._run_exitfuncs()
+        os._exit(0)
+    os.waitpid(child, 0)
+    if exchange.rank == 0:
+        time.sleep(0.15)  # long enough for the others to look
+        exchange.send(0, torch.ones(4))
+        exchange.flush()
+        return True
+    return torch.equal(exchange.receive(0), torch.ones(4))
+
+
 def kept_after_close(exchange: Exchange) -> bool:
     """A tensor that was received outlives its channels."""
     channel = Channel("last", 0, (1, 2), (50_000,), torch.float32)
@@ -162,6 +179,7 @@ JOBS: dict[str, Job] = {
     "strided": strided,
     "across-modes": across_modes,
     "counted": counted,
+    "after-a-fork": after_a_fork,
     "kept-after-close": kept_after_close,
 }
 # Jobs that must end in ConfigError on every rank, and leave the exchange usable.

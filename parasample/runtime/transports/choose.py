@@ -66,9 +66,9 @@ def _why_not_shared_memory(device: torch.device) -> str | None:
 
 def _host_digest() -> torch.Tensor:
     """Equal on two ranks just where they share memory and see each other's processes: uint8 [1, 32]."""
-    facts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id",):
-        facts.append(Path(path).read_text() if os.path.exists(path) else path)
-    for path in ("/dev/shm", "/proc/self/ns/pid", "/proc/self/ns/user"):
-        facts.append(str(os.stat(path)[1:3]) if os.path.exists(path) else path)
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    facts = [socket.gethostname(), boot.read_text() if boot.exists() else ""]
+    for path in map(Path, ("/dev/shm", "/proc/self/ns/pid", "/proc/self/ns/user")):
+        found = path.stat() if path.exists() else None
+        facts.append(f"{found.st_dev} {found.st_ino}" if found else "")
     return digest(repr(facts))

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -145,11 +146,14 @@ class _Inbox:
         return self._group.recv([_bytes(self._buffers[slot])], self._channel.source, self._tag)
 
 
+@dataclass(frozen=True)
 class _Sent:
-    """A message on its way to one reader; keeps the tensor that it is sent from."""
+    """A message on its way to one reader."""
 
-    def __init__(self, work: dist.Work, data: Tensor, reader: int, channel: Channel) -> None:
-        self.work, self.data, self.reader, self.channel = work, data, reader, channel
+    work: dist.Work
+    data: Tensor  # kept until it has been read
+    reader: int
+    channel: Channel
 
 
 def _connect(ranks: TorchRanks) -> Any:  # torch's types leave out what a ProcessGroupGloo does

@@ -66,8 +66,13 @@ class _Ring:
     slots: tuple[Tensor, ...]  # views of the segment's memory
 
 
-def _end(segments: Sequence[_host.Segment], rank: int, state: _host.State) -> None:
-    """Let the others see that `rank` has ended, and how, and wake those that wait. The first word counts."""
+def _end(segments: Sequence[_host.Segment], rank: int, state: _host.State, process: int) -> None:
+    """Let the others see that `rank` has ended, and how, and wake those that wait. The first word counts.
+
+    Only `process` has a say, not one that was forked from it.
+    """
+    if os.getpid() != process:
+        return
     if segments and segments[rank].state == _host.State.OPEN:
         segments[rank].state = state
     for segment in segments:
@@ -79,7 +84,7 @@ class SharedMemoryExchange:
 
     def __init__(self, ranks: Ranks, timeout_s: float = TIMEOUT_S) -> None:
         self.rank, self.size, self.bytes_sent = ranks.rank, ranks.size, 0
-        self._ranks, self._timeout_s = ranks, timeout_s
+        self._ranks, self._timeout_s, self._process = ranks, timeout_s, os.getpid()
         self._channels: tuple[Channel, ...] = ()
         self._segments: list[_host.Segment] = []  # of every rank
         self._at_end: weakref.finalize | None = None
@@ -92,7 +97,7 @@ class SharedMemoryExchange:
         self.close()  # the channels of before, on which nobody waits any more
         self._segments = segments
         # An exchange that is dropped, or whose process ends in peace, is closed.
-        self._at_end = weakref.finalize(self, _end, segments, self.rank, _host.State.CLOSED)
+        self._at_end = weakref.finalize(self, _end, segments, self.rank, _host.State.CLOSED, self._process)
         self._channels = channels
         self._rings = {}
         counts = [0] * self.size
@@ -131,7 +136,7 @@ class SharedMemoryExchange:
         self._forget(_host.State.CLOSED)
 
     def _forget(self, state: _host.State) -> None:
-        _end(self._segments, self.rank, state)
+        _end(self._segments, self.rank, state, self._process)
         if self._at_end is not None:
             self._at_end.detach()
         self._channels, self._segments, self._rings = (), [], {}
@@ -173,8 +178,6 @@ class SharedMemoryExchange:
         A negative result -1 - i is no slot, but the place among `peers` of the rank that is waited for.
         """
         slot = attempt(0.0)
-        if slot >= 0:
-            return slot
         began_at = time.monotonic()
         while slot < 0:
             peer, waited_s = peers[-1 - slot], time.monotonic() - began_at
@@ -189,6 +192,8 @@ class SharedMemoryExchange:
 
     def _fault(self, peer: int, waited_s: float) -> str | None:
         """Why there is no use in waiting for `peer` any longer."""
+        if not self._segments:
+            return "this exchange was ended meanwhile"
         for rank, segment in enumerate(self._segments):
             if segment.state == _host.State.ABORTED:
                 return f"rank {rank} gave up; look at its output"
