@@ -23,6 +23,7 @@ TRY_IT = """
 import torch
 import parasample
 from parasample.kernels import faces, picard_update
+from parasample.runtime.transports.shared_memory import unavailable
 
 native = {status.face: status for status in faces()}["cpu"]
 one = torch.ones(3, 1)
@@ -30,7 +31,7 @@ states = torch.arange(4.0).reshape(4, 1, 1).repeat(1, 1, 5)
 residual = picard_update(states, states, torch.ones(3, 1, 5), None, one, 0 * one, one, 0 * one[:, 0],
                          torch.ones(3, 2), torch.ones(4), *(torch.tensor([i]) for i in (0, 3, 3)))
 assert states[:, 0, 0].tolist() == [0, 1, 2, 3] and residual[1:, 0].tolist() == [0, 0, 0]
-print(parasample.__file__, native.available, sep="|")
+print(parasample.__file__, native.available, unavailable(), sep="|")
 """
 
 
@@ -65,8 +66,12 @@ def build_wheel(source: Path, folder: Path, **environment: str) -> tuple[Path, s
     return next(folder.glob("parasample-*.whl")), done.stdout + done.stderr
 
 
-def try_in_empty_environment(wheel: Path, folder: Path) -> tuple[Path, bool, str]:
-    """Install into a new environment that sees this one's torch, and call the op there."""
+def try_in_empty_environment(wheel: Path, folder: Path) -> tuple[Path, bool, str, str]:
+    """Install into a new environment that sees this one's torch, and call the op there.
+
+    Returns where the package lies, whether its ops are native, why it cannot use shared memory ("None" where
+    it can), and what it wrote to stderr.
+    """
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     purelib = sysconfig.get_path("purelib", vars={"base": str(folder)})
@@ -78,8 +83,8 @@ def try_in_empty_environment(wheel: Path, folder: Path) -> tuple[Path, bool, str
     assert done.returncode == 0, done.stderr
     done = run(python, "-c", TRY_IT, cwd=folder)  # not where the sources lie
     assert done.returncode == 0, done.stderr
-    where, native = done.stdout.splitlines()[-1].split("|")
-    return Path(where), native == "True", done.stderr
+    where, native, no_shm = done.stdout.splitlines()[-1].split("|")
+    return Path(where), native == "True", no_shm, done.stderr
 
 
 def test_wheel_from_source_archive_works_alone(source: Path, tmp_path: Path):
@@ -92,8 +97,10 @@ def test_wheel_from_source_archive_works_alone(source: Path, tmp_path: Path):
     ]
     missing = {name for name in models if "__pycache__" not in name} - set(names)
     assert not missing, f"package data is missing from the wheel: {sorted(missing)}"
-    where, native, _ = try_in_empty_environment(wheel, tmp_path / "environment")
-    assert where.is_relative_to(tmp_path) and native
+    assert f"parasample/runtime/transports/_host{sysconfig.get_config_var('EXT_SUFFIX')}" in names
+    assert "parasample/runtime/transports/_host.pyi" in names
+    where, native, no_shm, _ = try_in_empty_environment(wheel, tmp_path / "environment")
+    assert where.is_relative_to(tmp_path) and native and no_shm == "None"
     assert (tmp_path / "environment" / "bin" / "parasample").exists()
 
 
@@ -103,8 +110,9 @@ def test_without_compiler_the_package_is_pure_python_and_says_so(source: Path, t
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.endswith(".so")] and "parasample/kernels/__init__.py" in names
     assert wheel.name.endswith("py3-none-any.whl")
-    where, native, errors = try_in_empty_environment(wheel, tmp_path / "environment")
+    where, native, no_shm, errors = try_in_empty_environment(wheel, tmp_path / "environment")
     assert where.is_relative_to(tmp_path) and not native
+    assert "native module is missing" in no_shm
     assert errors.count("slow reference kernels") == 1
 
 
@@ -113,3 +121,19 @@ def test_native_code_can_be_demanded(source: Path, tmp_path: Path):
     done = run(sys.executable, "-m", "pip", "wheel", *options, CXX="no-such-compiler", PARASAMPLE_NATIVE="1")
     assert done.returncode != 0
     assert "PARASAMPLE_NATIVE=1 but this environment lacks a C++ compiler" in done.stdout + done.stderr
+
+
+def test_without_headers_the_host_module_is_left_out_and_the_build_says_so(tmp_path: Path):
+    check = (
+        "import pathlib, runpy, setuptools, sys\n"
+        "setuptools.setup = lambda **options: None\n"
+        "build = runpy.run_path('setup.py')\n"
+        "includes, torch = build['host_includes'], build['torch_folder']()\n"
+        "assert 'pybind11' in includes(torch)[1]\n"
+        "sys.modules['pybind11'] = None\n"
+        "assert includes(torch)[1] == str(torch / 'include')\n"
+        f"assert includes(pathlib.Path({str(tmp_path)!r})) == []\n"
+    )
+    done = run(sys.executable, "-c", check, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("without the module _host, which needs pybind11") == 1

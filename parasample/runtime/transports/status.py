@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from parasample.runtime.transports.shared_memory import free_bytes, unavailable
+
 
 @dataclass(frozen=True)
 class TransportStatus:
@@ -22,10 +24,17 @@ def transport_statuses() -> list[TransportStatus]:
     local = TransportStatus("local", True, "one process, nothing to exchange")
     if not dist.is_available():
         reason = "torch is built without torch.distributed"
-        return [local, *(TransportStatus(name, False, reason) for name in ("gloo", "nccl"))]
+        return [local, *(TransportStatus(name, False, reason) for name in ("shm", "gloo", "nccl"))]
     gloo = dist.is_gloo_available()
     reason = "CPU ranks, under torchrun" if gloo else "torch is built without Gloo"
-    return [local, TransportStatus("gloo", gloo, reason), _nccl()]
+    return [local, _shared_memory(), TransportStatus("gloo", gloo, reason), _nccl()]
+
+
+def _shared_memory() -> TransportStatus:
+    reason = unavailable()
+    return TransportStatus(
+        "shm", reason is None, reason or f"CPU ranks of this host, {free_bytes() >> 20} MiB free"
+    )
 
 
 def _nccl() -> TransportStatus:
