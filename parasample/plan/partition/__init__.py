@@ -1,8 +1,10 @@
 """Cuts a block graph into components, one per device of the depth axis.
 
-split.py says what a split is and what it costs, find.py searches, explicit.py reads one by module names.
+split.py says what a split is and what it costs, find.py searches, contiguous.py
+cuts the row of blocks, explicit.py reads one by module names.
 """
 
+from parasample.plan.partition.contiguous import contiguous_split
 from parasample.plan.partition.explicit import explicit_split
 from parasample.plan.partition.find import find_split, find_splits, predict_step_seconds
 from parasample.plan.partition.split import (
@@ -19,6 +21,7 @@ __all__ = [
     "SplitReport",
     "Transfer",
     "broadcast_bytes",
+    "contiguous_split",
     "explicit_split",
     "find_split",
     "find_splits",
