@@ -19,6 +19,7 @@ class RoundRecord:
     residual: float
     begin: list[int]
     seconds: float = 0.0
+    bytes_sent: int = 0
     states: Tensor | None = None
     residuals: Tensor | None = None
 

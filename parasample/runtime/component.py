@@ -1,0 +1,317 @@
+"""Runs one rank's part of a split denoiser: its own blocks, and other ranks' outputs in place of theirs.
+
+The denoiser's own forward runs on every rank. A block that is the rank's own is computed, and its output sent
+on its way at once if somebody reads it. A foreign block that an own one reads gives what its owner sent; any
+other gives a placeholder that nobody looks at, and modules with nothing of interest inside are not entered.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from parasample.errors import UnsupportedPipelineError
+from parasample.plan.schedule import Action, Schedule, Wire
+from parasample.runtime.transports.exchange import Channel, Exchange
+
+
+class Template:
+    """The structure of a block's output, and the tensors of it that travel.
+
+    A module that only hands on what blocks inside it made (skip connections) sends nothing: its readers take
+    that from those blocks. Any other block sends every tensor of its output, each once.
+    """
+
+    def __init__(self, output: Any, handed_on: Callable[[Tensor], bool]) -> None:
+        leaves, self.spec = tree_flatten(output)
+        tensors = [(place, leaf) for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        groups: dict[int, list[int]] = {}
+        for place, leaf in tensors:
+            groups.setdefault(id(leaf), []).append(place)
+        self.places = [] if all(handed_on(leaf) for _, leaf in tensors) else list(groups.values())
+        self.device = tensors[0][1].device if tensors else torch.device("cpu")
+        self.like = [leaf.detach().to("meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._placeholder: Any = None
+
+    def parts(self, output: Any) -> list[Tensor]:
+        """The travelling tensors of an output of this structure."""
+        leaves = tree_flatten(output)[0]
+        return [leaves[places[0]] for places in self.places]
+
+    @property
+    def parts_like(self) -> list[Tensor]:
+        """Meta tensors as `parts` gives them."""
+        return [self.like[places[0]] for places in self.places]
+
+    def with_parts(self, output: Any, parts: Sequence[Tensor]) -> Any:
+        """`output` with other travelling tensors."""
+        leaves = tree_flatten(output)[0]
+        for places, part in zip(self.places, parts, strict=True):
+            for place in places:
+                leaves[place] = part
+        return tree_unflatten(leaves, self.spec)
+
+    @property
+    def placeholder(self) -> Any:
+        """An output of this structure whose numbers mean nothing."""
+        if self._placeholder is None:
+            leaves = [
+                torch.zeros_like(leaf, device=self.device) if isinstance(leaf, Tensor) else leaf
+                for leaf in self.like
+            ]
+            self._placeholder = tree_unflatten(leaves, self.spec)
+        return self._placeholder
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """Shapes and dtypes of the tensors, to compare."""
+        return tuple((leaf.shape, leaf.dtype) for leaf in self.like if isinstance(leaf, Tensor))
+
+
+class Templates:
+    """The templates of all blocks for one of the pipeline's calls, recorded while the whole denoiser runs."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.of: list[Template | None] = [None] * num_blocks
+        self._made: dict[int, tuple[Tensor, int]] = {}  # held, so that no identity is used twice in a forward
+
+    def record(self, block: int, output: Any) -> None:
+        """Note the output of a block that has just run."""
+        last = block == len(self.of) - 1
+        self.of[block] = template = Template(output, lambda leaf: not last and self._known(leaf))
+        for part in template.parts(output):
+            self._made[id(part)] = (part, _version(part))
+        if last:
+            self._made = {}
+
+    def _known(self, leaf: Tensor) -> bool:
+        """Whether another block made this tensor, unchanged since."""
+        made = self._made.get(id(leaf))
+        return made is not None and made[1] == _version(leaf)
+
+    def __getitem__(self, block: int) -> Template:
+        template = self.of[block]
+        if template is None:
+            raise UnsupportedPipelineError(
+                f"block {block} of the split ran now but not in this call's first step; sample this pipeline "
+                "sequentially, or restore it and parallelize again"
+            )
+        return template
+
+
+def make_channels(schedule: Schedule, templates: Templates) -> tuple[list[Channel], dict[Wire, list[int]]]:
+    """A channel for each tensor that takes each wire, and their positions by wire."""
+    channels: list[Channel] = []
+    places: dict[Wire, list[int]] = {}
+    for wire in schedule.wires:
+        template, block = templates[wire.block], schedule.graph.blocks[wire.block]
+        places[wire] = []
+        for part, like in enumerate(template.parts_like):
+            places[wire].append(len(channels))
+            name = f"{block.label}[{part}]"
+            channels.append(Channel(name, wire.source, wire.readers, tuple(like.shape), like.dtype, keep=2))
+    return channels, places
+
+
+@dataclass
+class _Value:
+    """What a rank has of a foreign block: the tensors, and where they lie on the axis of steps."""
+
+    position: int
+    parts: list[Tensor]
+
+
+class ComponentRunner:
+    """One rank's part in one of the pipeline's calls of the denoiser, through all steps of a run.
+
+    Args:
+        rank: whose part.
+        schedule: of the run.
+        templates: of this call, filled by the first step.
+        blend: extrapolate what is read linearly in the axis of steps from the last two values.
+    """
+
+    def __init__(self, rank: int, schedule: Schedule, templates: Templates, blend: bool) -> None:
+        self.rank = rank
+        self.schedule = schedule
+        self.templates = templates
+        self.blend = blend
+        self.exchange: Exchange | None = None
+        self._channels: dict[Wire, list[int]] = {}
+        self._values: dict[int, deque[_Value]] = {}
+        self._output: Any = None
+        self._step = 0
+        self._plan: dict[int, Action] = {}
+        self._sends: dict[int, Action] = {}
+        self._inside: dict[int, bool] = {}
+        self._lent: list[
+            tuple[int, Tensor, int]
+        ] = []  # tensors that must not change in place, their versions
+
+    def connect(self, exchange: Exchange, places: dict[Wire, list[int]]) -> None:
+        """Use an exchange whose channels are open."""
+        self.exchange, self._channels = exchange, places
+
+    # ------------------------------------------------------------------ a step
+
+    def run(self, step: int, forward: Callable[[], Any]) -> None:
+        """This rank's part of a step; `forward` calls the denoiser, whose blocks come to `block` in turn."""
+        self._begin(step)
+        if not any(action.kind == "compute" for action in self._plan.values()):
+            return
+        output = forward()
+        if self.schedule.output in self._plan:
+            self._output = output
+        self._finish(step)
+
+    def settle(self) -> None:
+        """Nothing that was lent to the exchange in the last step was changed, or it was not what others
+        read.
+        """
+        if self.exchange is not None:
+            self.exchange.flush()
+        for block, tensor, version in self._lent:
+            if _version(tensor) != version:
+                raise UnsupportedPipelineError(
+                    f"step {self._step}: the denoiser changes the output of block "
+                    f"{self.schedule.graph.blocks[block].label} in place, so that it cannot be shared "
+                    f"between "
+                    "ranks; sample this pipeline sequentially, or choose another split"
+                )
+        self._lent.clear()
+
+    def _begin(self, step: int) -> None:
+        self.settle()
+        self._step = step
+        actions = self.schedule.actions(self.rank, step)
+        self._sends = {action.block: action for action in actions if action.kind == "send"}
+        self._plan = {
+            action.block: action
+            for action in actions
+            if action.kind != "send" and (action.block != self.schedule.output or action.kind == "compute")
+        }
+        self._inside = {}
+
+    def _finish(self, step: int) -> None:
+        """Nothing that others wait for was left out."""
+        missing = [block for block in self._sends if block != self.schedule.output]
+        if missing:
+            raise UnsupportedPipelineError(
+                f"step {step}: block {self.schedule.graph.blocks[missing[0]].label} did not run, although "
+                f"it did "
+                "in the first step; sample this pipeline sequentially"
+            )
+
+    def block(self, index: int, forward: Callable[[], Any]) -> Any:
+        """The output of a block, by running it or without."""
+        action = self._plan.get(index)
+        if action is None:
+            if self._something_inside(index):
+                return forward()
+            return self.templates[index].placeholder
+        if action.kind == "compute":
+            output = forward()
+            if self.schedule.whole(self.rank, self._step):
+                self.templates.record(index, output)
+                self._remember(index, output)
+            if index in self._sends and index != self.schedule.output:
+                self._send(self._sends.pop(index), output)
+            return output
+        template = self.templates[index]
+        parts = self._read(action)
+        base = forward() if self._something_inside(index) else template.placeholder
+        return template.with_parts(base, parts)
+
+    def _something_inside(self, index: int) -> bool:
+        """Whether the block is a module with blocks inside that do something in this step."""
+        if index not in self._inside:
+            blocks = self.schedule.graph.blocks
+            # Calls are told apart by counting them: where a module is called twice, none is left out.
+            repeated = any(block.call for block in blocks)
+            prefix = f"{blocks[index].name}." if blocks[index].name else ""
+            at_work = (blocks[other].name for other in self._plan if other != index)
+            inside = repeated or any(name.startswith(prefix) for name in at_work)
+            self._inside[index] = blocks[index].exit and inside
+        return self._inside[index]
+
+    # ------------------------------------------------------------------ values of other ranks
+
+    def _remember(self, index: int, output: Any) -> None:
+        """Keep what the warm-up made of a block that is read from somebody else later."""
+        component = self.schedule.component(self.rank)
+        soon = self._step >= self.schedule.start(component) - 2
+        first = self._step == 0  # the schedule may yet change
+        if index in self.schedule.reads[component] and (soon or first):
+            parts = [part.clone() for part in self.templates[index].parts(output)]
+            self._store(index, _Value(self._step, parts))
+
+    def _store(self, index: int, value: _Value) -> None:
+        self._values.setdefault(index, deque(maxlen=2)).append(value)
+
+    def _read(self, action: Action) -> list[Tensor]:
+        if action.kind == "receive":
+            wire = self.schedule.wire(action.block, action.produced)
+            parts = [self._receive(action.block, channel) for channel in self._channels[wire]]
+            self._store(action.block, _Value(self.schedule.position(wire.source, action.produced), parts))
+        values = self._values[action.block]
+        last = values[-1]
+        weight = 0.0
+        if self.blend and len(values) == 2 and last.position != values[0].position:
+            wanted = self.schedule.wanted(self.rank, self._step)
+            weight = (wanted - last.position) / (last.position - values[0].position)
+        if weight == 0.0:
+            return last.parts
+        return [
+            torch.lerp(before, after, 1.0 + weight) if after.is_floating_point() else after
+            for before, after in zip(values[0].parts, last.parts, strict=True)
+        ]
+
+    def _receive(self, block: int, channel: int) -> Tensor:
+        assert self.exchange is not None
+        tensor = self.exchange.receive(channel)
+        self._lend(block, tensor)
+        return tensor
+
+    def _send(self, action: Action, output: Any) -> None:
+        assert self.exchange is not None
+        parts = self.templates[action.block].parts(output)
+        wire = Wire(action.block, self.rank, action.peers)
+        for channel, part in zip(self._channels[wire], parts, strict=True):
+            self.exchange.send(channel, part)
+            self._lend(action.block, part)
+
+    def _lend(self, block: int, tensor: Tensor) -> None:
+        self._lent.append((block, tensor, _version(tensor)))
+
+    # ------------------------------------------------------------------ the denoiser's output
+
+    def send_output(self) -> None:
+        """Send the denoiser's output to everybody, if this rank made it in this step."""
+        action = self._sends.pop(self.schedule.output, None)
+        if action is not None:
+            self._send(
+                action,
+                tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self._output),
+            )
+
+    def take_output(self, step: int) -> Any:
+        """The denoiser's output for `step`: the same on every rank."""
+        template = self.templates[self.schedule.output]
+        for action in self.schedule.actions(self.rank, step):
+            if action.kind == "receive" and action.block == self.schedule.output:
+                assert self.exchange is not None
+                channels = self._channels[self.schedule.output_wire(action.peers[0])]
+                parts = [self.exchange.receive(channel).clone() for channel in channels]
+                return template.with_parts(template.placeholder, parts)
+        return self._output
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts in-place changes; inference tensors do not count them."""
+    return 0 if tensor.is_inference() else tensor._version
