@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from parasample.config import Picard
+from parasample.config import Async, Picard
 from parasample.errors import (
     ConfigError,
     DivergedError,
@@ -30,6 +30,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 __all__ = [
+    "Async",
     "ConfigError",
     "DivergedError",
     "Handle",

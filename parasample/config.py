@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, TypeGuard
@@ -116,6 +116,79 @@ class Picard:
         if self.window > num_steps:
             raise ConfigError(f"window={self.window} exceeds num_steps={num_steps}; pass window<={num_steps}")
         return self.window
+
+
+Extrapolate = Literal["auto", "latents", "linear"]
+EXTRAPOLATIONS: tuple[str, ...] = ("auto", "latents", "linear")
+
+
+@dataclass(frozen=True)
+class Async:
+    """Parallel in depth (AsyncDiff, arXiv 2406.06911): the denoiser cut into components on several devices.
+
+    Run under `torchrun --nproc-per-node N+S-1`; every rank makes the same call and gets the same result.
+
+    Args:
+        components: N, the parts that the denoiser is cut into, at least 1.
+        stride: S, steps that one parallel batch finishes, at least 1; takes S - 1 more devices.
+        warm_up: steps at the start that are sampled as ever, at least 1; more than there are means all.
+        time_shift: after the warm-up the denoiser is told the timestep of the step before (the paper's option
+            for models that leave noise behind).
+        split: "auto" measures the denoiser in the first call and searches the best split; or a component for
+            each module by its path, such as {"down_blocks": 0, "mid_block": 0, "up_blocks": 1}: the longest
+            path that fits a module counts, and the component with the output must be the last.
+        extrapolate: what stands in for what other components have not made yet. None: what they made one
+            batch before, as published. "linear": their last two outputs, extrapolated. "latents": each
+            component works ahead, on the latents predicted for the step in which it will be finished; needs
+            a split whose components follow one another. "auto": "latents" where it can, else "linear" for
+            samplers without noise, else None.
+        shard_weights: keep only the weights of a rank's own components on its device.
+
+    Raises:
+        ConfigError: for a value outside the ranges above.
+    """
+
+    components: int
+    stride: int = 1
+    warm_up: int = 1
+    time_shift: bool = False
+    split: Literal["auto"] | Mapping[str, int] = "auto"
+    extrapolate: Extrapolate | None = "auto"
+    shard_weights: bool = False
+
+    def __post_init__(self) -> None:
+        for name, what in (("components", "parts"), ("stride", "steps"), ("warm_up", "steps")):
+            value = getattr(self, name)
+            if isinstance(value, Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, int(value))
+            elif not _is_int(value):
+                raise ConfigError(f"{name}={value!r} is not a whole number of {what}; pass one of at least 1")
+            if value < 1:
+                raise ConfigError(f"{name}={value} is below 1; pass at least 1")
+        if self.extrapolate is not None and self.extrapolate not in EXTRAPOLATIONS:
+            raise ConfigError(
+                f"extrapolate={self.extrapolate!r} is unknown; choose one of {', '.join(EXTRAPOLATIONS)} "
+                f"or None"
+            )
+        if self.time_shift and self.extrapolate == "latents":
+            raise ConfigError(
+                "time_shift=True contradicts extrapolate='latents', which knows every component's "
+                "timestep; pass "
+                "time_shift=False, or another extrapolate"
+            )
+        if self.split == "auto":
+            return
+        if not isinstance(self.split, Mapping) or not self.split:
+            raise ConfigError(
+                f'split={self.split!r} is neither "auto" nor a component for each module; pass for example '
+                '{"down_blocks": 0, "mid_block": 0, "up_blocks": 1}'
+            )
+        object.__setattr__(self, "split", dict(self.split))
+
+    @property
+    def num_ranks(self) -> int:
+        """Devices that it takes, N + S - 1."""
+        return self.components + self.stride - 1
 
 
 def _is_int(value: Any) -> TypeGuard[int]:

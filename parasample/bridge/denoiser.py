@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_leaves, tree_map, tree_map_with_path
 
 from parasample.bridge.conditioning import ConditioningWatch, version
-from parasample.bridge.timesteps import TracedTimestep, has_traced
+from parasample.bridge.timesteps import TracedTimestep, has_traced, untraced
 from parasample.errors import UnsupportedPipelineError
+from parasample.runtime.forward import ReplacedForward
 from parasample.runtime.picard import Share
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ TIMESTEP_ARGUMENTS = ("timestep", "timesteps", "t")
 
 def takes_timestep(module: nn.Module) -> bool:
     """Whether a component is a denoiser (or a ControlNet): whether its forward takes a timestep."""
-    parameters = _forward_parameters(module)
+    parameters = forward_parameters(module)
     return any(name in parameters for name in TIMESTEP_ARGUMENTS)
 
 
-def _forward_parameters(module: nn.Module) -> list[str]:
+def forward_parameters(module: nn.Module) -> list[str]:
+    """Names of the arguments of a module's forward, in order."""
     compiled = getattr(
         module, "_orig_mod", module
     )  # `torch.compile` wraps a module in one that takes anything
@@ -109,33 +111,16 @@ class WrappedDenoiser:
         self.name = name
         self.module = module
         self._current_run = current_run
-        self._had_own_forward = "forward" in module.__dict__
-        self._forward = module.forward
-        self._parameters = _forward_parameters(module)
+        self._parameters = forward_parameters(module)
         self.latents_name = self._parameters[0]
         self.sites: list[CallSite] = []
         self._ordinal = 0
-        self._removed = False
-        module.forward = self._call  # type: ignore[method-assign]
+        self._replaced = ReplacedForward(module, self._call)
+        self._forward = self._replaced.original
 
     def remove(self) -> None:
-        """Put the module's own forward back.
-
-        Where somebody has wrapped the module since (another pipeline that shares it, an offload hook), theirs
-        stays, and our part in it passes every call through.
-        """
-        self._removed = True
-        if _wrapper(self.module.__dict__.get("forward")) is not self:
-            return
-        below: WrappedDenoiser = self
-        while (
-            isinstance(owner := getattr(below._forward, "__self__", None), WrappedDenoiser) and owner._removed
-        ):
-            below = owner
-        if below._had_own_forward:
-            self.module.forward = below._forward  # type: ignore[method-assign]
-        else:
-            self.module.__dict__.pop("forward", None)
+        """Put the module's own forward back."""
+        self._replaced.remove()
 
     def new_run(self) -> None:
         self.sites = []
@@ -145,8 +130,6 @@ class WrappedDenoiser:
         self._ordinal = 0
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        if self._removed:
-            return self._forward(*args, **kwargs)
         run = self._current_run()
         call = dict(zip(self._parameters, args, strict=False)) | kwargs
         traced = has_traced(call)
@@ -202,7 +185,7 @@ class WrappedDenoiser:
         site.watch.changed(call, (self.latents_name, *TIMESTEP_ARGUMENTS), False)
         self.sites.append(site)
         self._ordinal += 1
-        plain = {name: tree_map(_untraced, value) for name, value in call.items()}
+        plain = {name: tree_map(untraced, value) for name, value in call.items()}
         site.template = self._at_constant_size(plain, site, run.exact_repeat)
         return site.template
 
@@ -284,13 +267,3 @@ class WrappedDenoiser:
                 "computed outside of torch; sample this pipeline sequentially"
             )
         return run.timesteps[part.steps].to(given).repeat(copies)
-
-
-def _wrapper(forward: Any) -> WrappedDenoiser | None:
-    """The wrapper whose call a module's forward is, if it is one."""
-    owner = getattr(forward, "__self__", None)
-    return owner if isinstance(owner, WrappedDenoiser) else None
-
-
-def _untraced(leaf: Any) -> Any:
-    return leaf.plain() if isinstance(leaf, TracedTimestep) else leaf

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from parasample.bridge.auto import travel
 from parasample.bridge.pipeline import Handle, parallelize
+from parasample.bridge.run import PipelineRun
 from parasample.config import Picard
 from parasample.plan.cost import CostCurve
 from parasample.plan.rounds import Pilot, Profile, calibrated, fit_profile
@@ -119,7 +120,7 @@ def record_pilot(pipe: Any, call: Call, window: int, tolerance: float) -> tuple[
         stats = handle.stats
         outside = time.perf_counter() - began_at - sum(record.seconds for record in stats.history)
         run = handle.run
-        assert run is not None and run.solver is not None
+        assert isinstance(run, PipelineRun) and run.solver is not None
         solver = run.solver
         states = torch.stack([record.states for record in stats.history if record.states is not None])[
             :, :, 0

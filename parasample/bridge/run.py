@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from parasample.bridge.auto import WindowChooser, resolve_window
+from parasample.bridge.scheduler_wrap import StepCall, step_output
 from parasample.bridge.schedulers import ReadScheduler, read_scheduler
 from parasample.bridge.solver import make_solver
 from parasample.config import Picard
@@ -71,6 +71,18 @@ class PipelineRun:
         self._began_at = time.perf_counter()
         for denoiser in denoisers:
             denoiser.new_run()
+
+    def take_step(self, scheduler: Any, call: StepCall) -> Any:
+        """Close the iteration's round; what the scheduler's own step returns."""
+        state = self.step(call.output, call.timestep, call.sample, call.generator, call.settings)
+        if hasattr(scheduler, "_step_index"):
+            scheduler._step_index = self.first_index + self.row
+        result = step_output(
+            call.original, state, lambda: self.data_prediction(state), call.as_dict, not self.active
+        )
+        if not self.active:
+            self.finish()
+        return result
 
     def finish(self) -> None:
         """Let go of the trajectory after the last step: only the costs are asked for from then on."""
@@ -168,6 +180,11 @@ class PipelineRun:
                 self._restarts,
             )
         self.solver.restart(self.row, state)
+
+    @property
+    def scales_input(self) -> bool:
+        """Whether `scale_input` answers for the scheduler: from the second step on."""
+        return self.solver is not None
 
     def scale_input(self, sample: Tensor) -> Tensor:
         """The scheduler's `scale_model_input` at this step."""
@@ -288,13 +305,6 @@ class PipelineRun:
                         f"{tuple(given.shape)}: the pipeline changes the latents before the denoiser, so "
                         "steps cannot be evaluated ahead; sample it sequentially"
                     )
-
-
-def unwrapped_copy(scheduler: Any, original_class: type) -> Any:
-    """A deep copy of a wrapped scheduler as an instance of its own class."""
-    plain: Any = object.__new__(original_class)
-    plain.__dict__.update(copy.deepcopy(scheduler.__dict__))
-    return plain
 
 
 def _rounding(tensor: Tensor) -> float:

@@ -38,7 +38,7 @@ def make_solver(
     start = sample[:batch]
     # In exact mode the scheduler's own step draws from the generator; the iteration looks ahead with a copy
     # of it.
-    source = _copied(generator, sample.device) if config.exact else generator
+    source = copied(generator, sample.device) if config.exact else generator
 
     def draw(step: int) -> Tensor | None:
         noise = read.noise.draw(step, sample, source)
@@ -79,7 +79,7 @@ class OwnSteps:
 
     def commit(self, step: int, output: Tensor, state: Tensor) -> Tensor:
         """The state [B, ...] after `step`, from the raw model output at `state`, both [B, ...]."""
-        self._taken.append((output, state, _generator_states(self._generator, state.device)))
+        self._taken.append((output, state, generator_states(self._generator, state.device)))
         timestep = self._scheduler.timesteps[self._first_index + step]
         return self._scheduler.step(
             output, timestep, state.to(self._dtype), return_dict=False, **self._arguments
@@ -111,10 +111,13 @@ def _require_same_call(
     ranks.require_same("the method", torch.frombuffer(bytearray(repr(config).encode()), dtype=torch.uint8))
     ranks.require_same("the schedule", torch.tensor(read.table.timesteps, dtype=torch.float64))
     if any(read.noise.draws):
-        ranks.require_same("the generator", torch.cat(_generator_states(generator, sample.device)))
+        ranks.require_same("the generator", torch.cat(generator_states(generator, sample.device)))
 
 
-def _generator_states(generator: Generators, device: torch.device) -> list[Tensor]:
+def generator_states(generator: Generators, device: torch.device) -> list[Tensor]:
+    """The states of what noise on `device` is drawn from: one generator, several, or the global one for
+    None.
+    """
     if isinstance(generator, list):
         return [each.get_state() for each in generator]
     if generator is None:  # the global generator of the device that the noise is drawn on
@@ -132,8 +135,9 @@ def _set_generator_states(generator: Generators, device: torch.device, states: l
         each.set_state(state)
 
 
-def _copied(generator: Generators, device: torch.device) -> Generators:
+def copied(generator: Generators, device: torch.device) -> Generators:
+    """Generators that will draw the same, to look ahead with."""
     if isinstance(generator, list):
         return [torch.Generator(each.device).set_state(each.get_state()) for each in generator]
     own_device = device if generator is None else generator.device
-    return torch.Generator(own_device).set_state(_generator_states(generator, device)[0])
+    return torch.Generator(own_device).set_state(generator_states(generator, device)[0])

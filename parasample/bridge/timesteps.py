@@ -89,6 +89,11 @@ class TimestepSequence(torch.Tensor):
         return TimestepSequence.wrap(self.as_subclass(torch.Tensor).to(*args, **kwargs), self.start)
 
 
+def untraced(leaf: Any) -> Any:
+    """An ordinary tensor for a traced timestep, anything else as it is."""
+    return leaf.plain() if isinstance(leaf, TracedTimestep) else leaf
+
+
 def has_traced(tree: Any) -> bool:
     """Whether a nested argument holds a traced timestep."""
     if isinstance(tree, dict) and any(isinstance(value, TracedTimestep) for value in tree.values()):

@@ -1,0 +1,88 @@
+"""The arguments of a denoiser's call: as the pipeline gave them, or for another step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from parasample.bridge.denoiser import TIMESTEP_ARGUMENTS
+from parasample.bridge.timesteps import TracedTimestep, untraced
+from parasample.config import Async
+from parasample.errors import UnsupportedPipelineError
+from parasample.runtime.transports import Ranks
+
+if TYPE_CHECKING:
+    from parasample.bridge.depth.denoiser import DepthDenoiser
+
+
+def plain(call: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name, with timesteps as ordinary tensors."""
+    return {name: tree_map(untraced, value) for name, value in call.items()}
+
+
+def at_step(
+    call: dict[str, Any], denoiser: DepthDenoiser, timesteps: Tensor, here: int, step: int
+) -> dict[str, Any]:
+    """The arguments of a call of step `here` as they would be at the timestep of `step`, latents untouched.
+
+    Raises:
+        UnsupportedPipelineError: where the timestep was computed outside of torch, so that it is not known
+        how.
+    """
+
+    def replayed(leaf: Any) -> Any:
+        return leaf.replay(timesteps[step].clone()) if isinstance(leaf, TracedTimestep) else leaf
+
+    arguments = {}
+    for name, value in call.items():
+        arguments[name] = tree_map(replayed, value)
+        if name in TIMESTEP_ARGUMENTS and value is not None and not isinstance(value, TracedTimestep):
+            given, expected = torch.as_tensor(value), timesteps[here]
+            if not bool((given == expected.to(given)).all()):
+                raise UnsupportedPipelineError(
+                    f"{denoiser.name}: expected timestep {float(expected):g} at step {here}, found "
+                    f"{float(given.reshape(-1)[0]):g}, computed outside of torch; sample this pipeline "
+                    "sequentially"
+                )
+            arguments[name] = timesteps[step].to(given).expand(given.shape)
+    return arguments
+
+
+def with_states(latents: Tensor, states: Tensor) -> Tensor:
+    """`latents` [copies * B, C + more, ...] with states [B, C, ...] in place of the first C channels."""
+    copies = latents.shape[0] // states.shape[0]
+    repeated = states.to(latents.dtype).repeat(copies, *(1,) * (states.ndim - 1))
+    if latents.shape[1] == states.shape[1]:
+        return repeated
+    return torch.cat([repeated, latents[:, states.shape[1] :]], dim=1)
+
+
+def require_same_call(
+    ranks: Ranks, denoiser: DepthDenoiser, arguments: dict[str, Any], timesteps: Tensor | None, config: Async
+) -> None:
+    """Raise ConfigError on every rank unless all of them make the same call.
+
+    `timesteps` are those of the run at its first call, None after it.
+    """
+    if ranks.size == 1:
+        return
+    if timesteps is not None:
+        ranks.require_same("the method", _bits(repr(config)))
+        ranks.require_same("the schedule", timesteps.double())
+    latents = arguments[denoiser.latents_name]
+    ranks.require_same("the latents' shape", _bits(f"{latents.shape} {latents.dtype}".ljust(80)))
+    ranks.require_same("the latents", latents)
+    rest = tree_leaves({name: value for name, value in arguments.items() if name != denoiser.latents_name})
+    tensors = [leaf for leaf in rest if isinstance(leaf, Tensor)]
+    content = [
+        leaf.detach().contiguous().reshape(-1).view(torch.uint8).cpu() for leaf in tensors if leaf.numel()
+    ]
+    shapes = _bits(repr([(leaf.shape, leaf.dtype) for leaf in tensors]))
+    ranks.require_same("the prompt or other conditioning", torch.cat([shapes, *content]))
+
+
+def _bits(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)

@@ -1,0 +1,92 @@
+"""Who computes which block of a denoiser: its data flow, a split that all ranks share, and its blocks in
+hand.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from parasample.bridge.trace import trace
+from parasample.config import Async
+from parasample.errors import ConfigError
+from parasample.plan.blocks import BlockGraph
+from parasample.plan.partition import (
+    Split,
+    contiguous_split,
+    explicit_split,
+    find_split,
+    find_splits,
+    predict_step_seconds,
+)
+from parasample.plan.schedule import hops
+from parasample.runtime.split_denoiser import SplitDenoiser
+from parasample.runtime.transports import Ranks
+
+BYTES_PER_SECOND, LATENCY_S = 5e9, 20e-6  # of a link that is neither the slowest nor the fastest in use
+MAX_HOPS = 3  # what extrapolated values survive: measured, one hop more and their errors grow
+WORTH = 1.1  # how much slower a split may be that lets components work ahead
+
+
+class Cut:
+    """A denoiser, traced and split; its blocks report to runners until `remove()`.
+
+    Args:
+        denoiser: as the pipeline has it.
+        call: the arguments of a call by name, guidance batch included.
+        config: says in how many parts, and how.
+        ranks: all must make the same call; the first one's measurements decide.
+    """
+
+    def __init__(self, denoiser: nn.Module, call: dict[str, Any], config: Async, ranks: Ranks) -> None:
+        self.graph: BlockGraph = trace(denoiser, (), call, costs="flops" if config.shard_weights else "time")
+        names = repr([(block.name, block.call) for block in self.graph.blocks]).encode()
+        ranks.require_same("the denoiser's structure", torch.frombuffer(bytearray(names), dtype=torch.uint8))
+        self.split = _of_first_rank(choose_split(self.graph, config), ranks)
+        self.blocks = SplitDenoiser(denoiser, self.graph)
+
+    def remove(self) -> None:
+        """Put every block's own forward back."""
+        self.blocks.remove()
+
+
+def choose_split(graph: BlockGraph, config: Async) -> Split:
+    """The user's split, or the best one found.
+
+    Components that follow one another can work ahead of the latents, which is what `extrapolate` is after by
+    default; it is worth a little speed.
+    """
+    if config.split != "auto":
+        split = explicit_split(graph, config.split)
+        if split.components != config.components:
+            raise ConfigError(
+                f"split names {split.components} components, expected components={config.components}; "
+                f"give every "
+                f"component 0..{config.components - 1} a module"
+            )
+        return split
+    if config.extrapolate is None:
+        return find_split(graph, config.components)
+    forward = contiguous_split(graph, config.components)
+    if config.extrapolate == "latents":
+        return forward
+    nested = [split for split in find_splits(graph, config.components) if hops(graph, split) <= MAX_HOPS]
+    fastest = min(nested, key=partial(_step_seconds, graph), default=forward)
+    worth_it = _step_seconds(graph, forward) <= WORTH * _step_seconds(graph, fastest)
+    return forward if worth_it else fastest
+
+
+def _step_seconds(graph: BlockGraph, split: Split) -> float:
+    return predict_step_seconds(graph, split, BYTES_PER_SECOND, LATENCY_S)
+
+
+def _of_first_rank(split: Split, ranks: Ranks) -> Split:
+    """The first rank's split on every rank: times are measured, so that searches differ."""
+    owns = torch.zeros(len(split.owners), split.components, dtype=torch.uint8)
+    for block, owners in enumerate(split.owners):
+        owns[block, list(owners)] = 1
+    agreed = ranks.all_gather(owns[None])[0].tolist()
+    return Split(tuple(tuple(c for c, computes in enumerate(row) if computes) for row in agreed))

@@ -1,0 +1,119 @@
+"""A denoiser whose calls go to the running pipeline call, to be shared between ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from parasample.bridge.denoiser import forward_parameters
+from parasample.bridge.depth.cut import Cut
+from parasample.bridge.timesteps import has_traced
+from parasample.plan.schedule import Schedule
+from parasample.runtime.component import ComponentRunner, Templates, make_channels
+from parasample.runtime.forward import ReplacedForward
+from parasample.runtime.transports.exchange import Exchange
+
+if TYPE_CHECKING:
+    from parasample.bridge.depth.run import DepthRun
+
+
+class Site:
+    """One of the pipeline's calls to a denoiser in each step: its shapes, its runners and their exchanges."""
+
+    def __init__(self, latents: Tensor, num_blocks: int) -> None:
+        self.latents = latents
+        self.templates = Templates(num_blocks)
+        self.runners: list[ComponentRunner] = []
+        self.exchanges: list[Exchange] = []
+        self.finished = True  # nothing sent is left unread
+        self._open: Any = None
+
+    def connect(self, schedule: Schedule, make: Callable[[], list[Exchange]]) -> None:
+        """Open channels for the schedule on this site's exchanges, unless they are open and unused.
+        Collective.
+        """
+        channels, places = make_channels(schedule, self.templates)
+        if channels and self._open != channels:
+            self.exchanges = self.exchanges or make()
+            for exchange in self.exchanges:
+                exchange.open(channels)
+            self._open = channels
+        for runner, exchange in zip(self.runners, self.exchanges, strict=False):
+            runner.connect(exchange, places)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this process has sent so far."""
+        return sum(exchange.bytes_sent for exchange in self.exchanges)
+
+    def disconnect(self, failed: bool) -> None:
+        """Close the exchanges; after a failure of this rank the others learn of it."""
+        for exchange in self.exchanges:
+            if failed:
+                exchange.abort()
+            exchange.close()
+        self.exchanges, self._open = [], None
+
+
+class DepthDenoiser:
+    """Replaces `module.forward` until `remove()`; keeps the cut and the connections from call to call."""
+
+    def __init__(self, name: str, module: nn.Module, current_run: Callable[[], DepthRun | None]) -> None:
+        self.name = name
+        self.module = module
+        self.parameters = forward_parameters(module)
+        self.latents_name = self.parameters[0]
+        self.cut: Cut | None = None
+        self.whole = False  # gives no latents (a ControlNet): every rank runs all of it
+        self.sites: list[Site] = []
+        self.ordinal = 0
+        self._current_run = current_run
+        self._aside = False
+        self._replaced = ReplacedForward(module, self._call)
+        self.forward = self._replaced.original
+
+    def remove(self) -> None:
+        """Put the module's own forward, its blocks' and its weights back."""
+        self.disconnect(failed=False)
+        if self.cut is not None:
+            self.cut.remove()
+        self._replaced.remove()
+
+    def disconnect(self, failed: bool) -> None:
+        """Close all connections; the next call makes new ones."""
+        for site in self.sites:
+            site.disconnect(failed)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, calls of the module are its own."""
+        self._aside = True
+        try:
+            yield
+        finally:
+            self._aside = False
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        run = None if self._aside else self._current_run()
+        call = dict(zip(self.parameters, args, strict=False)) | kwargs
+        if run is None or not run.active or (run.traced and not has_traced(call)):
+            return self.forward(*args, **kwargs)  # not a call of the loop
+        try:
+            return run.call(self, call)
+        except BaseException:
+            run.fail()
+            raise
+
+
+def gives_latents(output: Any, latents: Tensor) -> bool:
+    """Whether a module's output is shaped as the latents it was given are, but for the number of channels."""
+    first = next((leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)), None)
+    if first is None or first.ndim != latents.ndim or first.shape[0] != latents.shape[0]:
+        return False
+    differing = sum(a != b for a, b in zip(first.shape[1:], latents.shape[1:], strict=True))
+    return differing <= 1 and not torch.is_complex(first)

@@ -1,0 +1,53 @@
+"""The handle of a pipeline that is parallelized in depth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from parasample.bridge.depth.denoiser import DepthDenoiser
+from parasample.bridge.depth.run import DepthRun
+from parasample.bridge.handle import Handle
+from parasample.config import Async
+from parasample.errors import ConfigError
+
+
+class AsyncHandle(Handle):
+    """A pipeline parallelized in depth.
+
+    Args:
+        pipe, config: as given to `parallelize`.
+        emulated: play all ranks in this process, one after the other: the same numbers, without the speed.
+    """
+
+    def __init__(self, pipe: Any, config: Async, emulated: bool = False) -> None:
+        self.config = config
+        self.emulated = emulated
+        super().__init__(pipe)
+
+    def _check(self, modules: dict[str, nn.Module]) -> None:
+        expected, found = self.config.num_ranks, self._ranks.size
+        if self.emulated and found != 1:
+            raise ConfigError(f"emulated=True plays all ranks in one process, found {found}; start one")
+        if not self.emulated and found != expected:
+            raise ConfigError(
+                f"components={self.config.components} with stride={self.config.stride} takes {expected} "
+                f"ranks, "
+                f"found {found}; run `torchrun --nproc-per-node {expected}`, or choose components and "
+                f"stride such "
+                f"that components + stride - 1 is {found}"
+            )
+        for name, module in modules.items():
+            if hasattr(module, "_orig_mod"):
+                raise ConfigError(
+                    f"{name} is compiled as a whole, so that its blocks cannot be told apart; compile its "
+                    f"blocks "
+                    f"instead (pipe.{name}.compile_repeated_blocks()), or parallelize before compiling"
+                )
+
+    def _wrap(self, name: str, module: nn.Module) -> DepthDenoiser:
+        return DepthDenoiser(name, module, self._current_run)  # type: ignore[arg-type]
+
+    def _new_run(self, scheduler: Any) -> DepthRun:
+        return DepthRun(scheduler, self.config, self._denoisers, self._ranks, self.emulated)  # type: ignore[arg-type]

@@ -1,0 +1,268 @@
+"""One call of a pipeline that is parallelized in depth, from `set_timesteps` to its last step."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from parasample.bridge.depth.arguments import at_step, plain, require_same_call, with_states
+from parasample.bridge.depth.cut import Cut
+from parasample.bridge.depth.denoiser import DepthDenoiser, Site, gives_latents
+from parasample.bridge.depth.reading import choose_reading, read_for
+from parasample.bridge.scheduler_wrap import StepCall
+from parasample.bridge.solver import copied, generator_states
+from parasample.bridge.timesteps import TracedTimestep
+from parasample.config import Async
+from parasample.errors import ConfigError, UnsupportedPipelineError
+from parasample.plan.schedule import Reading, Schedule
+from parasample.runtime.component import ComponentRunner
+from parasample.runtime.prediction import LatentPredictor
+from parasample.runtime.stats import RoundRecord, Stats
+from parasample.runtime.transports import Ranks
+from parasample.runtime.transports.choose import make_exchange
+from parasample.runtime.transports.exchange import Exchange
+from parasample.runtime.transports.mailbox import Mailboxes
+
+
+class DepthRun:
+    """The loop's side of the runners.
+
+    The pipeline makes every iteration as ever. In the first step every rank runs the whole denoiser; then
+    what is read of whom is settled and the connections are made; from the second step on the schedule rules.
+    """
+
+    scales_input = False
+
+    def __init__(
+        self, scheduler: Any, config: Async, denoisers: list[DepthDenoiser], ranks: Ranks, emulated: bool
+    ) -> None:
+        self.scheduler = scheduler  # an unwrapped copy, as set_timesteps left it
+        self.config = config
+        self.ranks = ranks
+        self.active = True
+        self.traced = False
+        self.row = 0
+        self.timesteps: Tensor = scheduler.timesteps
+        self.first_index = 0
+        self.stats = Stats()
+        self._denoisers = denoisers
+        self._local = list(range(config.num_ranks)) if emulated else [ranks.rank]
+        self._emulated = emulated
+        self._predictor: LatentPredictor | None = None
+        self._sites: list[tuple[DepthDenoiser, Site]] = []
+        self._began_at = self._step_began_at = time.perf_counter()
+        self._bytes_before = 0
+
+    # ------------------------------------------------------------------ the denoiser's side
+
+    def call(self, denoiser: DepthDenoiser, call: dict[str, Any]) -> Any:
+        """One call of a denoiser by the pipeline's loop."""
+        if self.row == 0:
+            return self._first_step(denoiser, call)
+        arguments = plain(call)
+        if denoiser.whole:
+            return denoiser.forward(**arguments)
+        if denoiser.ordinal >= len(denoiser.sites):
+            raise UnsupportedPipelineError(
+                f"{denoiser.name}: step {self.row} calls it more often than the first step did; sample "
+                f"sequentially"
+            )
+        site = denoiser.sites[denoiser.ordinal]
+        denoiser.ordinal += 1
+        latents = call[denoiser.latents_name]
+        if latents.shape != site.latents.shape:
+            raise UnsupportedPipelineError(
+                f"{denoiser.name}: step {self.row} has latents of shape {tuple(latents.shape)}, the first "
+                f"step had "
+                f"{tuple(site.latents.shape)}; guidance that is switched on or off on the way changes "
+                f"them: keep it, "
+                "or sample sequentially"
+            )
+        assert denoiser.cut is not None
+        for runner in site.runners:
+            given = self._arguments(denoiser, call, runner)
+            denoiser.cut.blocks.run(runner, self.row, partial(denoiser.forward, **given))
+            runner.send_output()
+        outputs = [runner.take_output(self.row) for runner in site.runners]
+        return outputs[0]
+
+    def _first_step(self, denoiser: DepthDenoiser, call: dict[str, Any]) -> Any:
+        latents = call.get(denoiser.latents_name)
+        if not isinstance(latents, Tensor) or latents.ndim < 2:
+            raise UnsupportedPipelineError(
+                f"{denoiser.name}: expected a tensor of latents as argument {denoiser.latents_name!r}, found "
+                f"{type(latents).__name__}; sample this pipeline sequentially"
+            )
+        self._find_span(call)
+        arguments = plain(call)
+        timesteps = None if self._sites else self.timesteps
+        require_same_call(self.ranks, denoiser, arguments, timesteps, self.config)
+        if denoiser.whole:
+            return denoiser.forward(**arguments)
+        if denoiser.cut is None:
+            with denoiser.aside():
+                denoiser.cut = Cut(denoiser.module, arguments, self.config, self.ranks)
+        site = self._site(denoiser, latents)
+        schedule = self._schedule(denoiser.cut, "stale")
+        site.runners = [ComponentRunner(rank, schedule, site.templates, False) for rank in self._local]
+        for runner in site.runners:
+            denoiser.cut.blocks.run(runner, 0, partial(denoiser.forward, **arguments))
+        output = site.runners[0].take_output(0)
+        if not gives_latents(output, latents):
+            denoiser.cut.remove()
+            denoiser.cut, denoiser.whole, denoiser.sites = None, True, []
+            self._sites = [(owner, site) for owner, site in self._sites if owner is not denoiser]
+        return output
+
+    def _find_span(self, call: dict[str, Any]) -> None:
+        traced = [leaf for leaf in tree_leaves(call) if isinstance(leaf, TracedTimestep)]
+        if traced and not self.traced:
+            self.traced = True
+            start, stop = traced[0].span
+            self.first_index, self.timesteps = start, self.scheduler.timesteps[start:stop]
+        if len(self.timesteps) == 0:
+            raise ConfigError("num_inference_steps gave no timesteps; pass at least 1")
+        self.stats.num_steps = len(self.timesteps)
+
+    def _site(self, denoiser: DepthDenoiser, latents: Tensor) -> Site:
+        assert denoiser.cut is not None
+        if denoiser.ordinal == len(denoiser.sites):
+            denoiser.sites.append(Site(latents, len(denoiser.cut.graph)))
+        site = denoiser.sites[denoiser.ordinal]
+        site.latents = latents
+        denoiser.ordinal += 1
+        self._sites.append((denoiser, site))
+        return site
+
+    def _schedule(self, cut: Cut, reading: Reading) -> Schedule:
+        steps = len(self.timesteps)
+        return Schedule(
+            cut.graph, cut.split, steps, self.config.stride, min(self.config.warm_up, steps), reading
+        )
+
+    def _arguments(
+        self, denoiser: DepthDenoiser, call: dict[str, Any], runner: ComponentRunner
+    ) -> dict[str, Any]:
+        """The arguments of a rank's call: the timestep, and maybe the latents, of the step it works on."""
+        schedule, rank = runner.schedule, runner.rank
+        target = schedule.target(rank, self.row)
+        if self.config.time_shift and not schedule.together(rank, self.row):
+            target = max(target - 1, 0)
+        arguments = plain(call)
+        if target != self.row:
+            arguments = at_step(call, denoiser, self.timesteps, self.row, target)
+        ahead = schedule.latents_step(rank, self.row)
+        if ahead > self.row and self._predictor is not None:
+            name = denoiser.latents_name
+            state = self._predictor.predict(ahead) * self._predictor.table.input_scale[ahead]
+            arguments[name] = with_states(arguments[name], state)
+        return arguments
+
+    # ------------------------------------------------------------------ the scheduler's side
+
+    def scale_input(self, sample: Tensor) -> Tensor:
+        """Never asked: the scheduler scales its input itself."""
+        raise NotImplementedError
+
+    def take_step(self, scheduler: Any, call: StepCall) -> Any:
+        """The scheduler's own step."""
+        if self.row == 0:
+            self._settle(scheduler, call)
+        output = call.output
+        if self._predictor is not None:
+            self._predictor.observe(call.sample)
+            if self.row >= min(self.config.warm_up, len(self.timesteps)):  # made for predicted latents
+                output = self._predictor.correct(output)
+        result = call.take(scheduler, output)
+        state = result[0] if isinstance(result, tuple) else result.prev_sample
+        if self._predictor is not None and self.row + 1 < len(self.timesteps):
+            self._predictor.advance(output, state)
+        self._next_step()
+        return result
+
+    def _next_step(self) -> None:
+        self.row += 1
+        for denoiser in self._denoisers:
+            denoiser.ordinal = 0
+        now, sent = time.perf_counter(), sum(site.bytes_sent for _, site in self._sites)
+        self.stats.add(
+            RoundRecord(
+                evaluations=self.stats.batch, residual=0.0, begin=[self.row] * self.stats.batch,
+                seconds=now - self._step_began_at, bytes_sent=sent - self._bytes_before,
+            )
+        )  # fmt: skip
+        self.stats.bytes_sent += sent - self._bytes_before
+        self._step_began_at, self._bytes_before = now, sent
+        if self.row == len(self.timesteps):
+            self._end()
+        elif self._predictor is not None:
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Predict what any rank works on in this step, the same on every rank."""
+        assert self._predictor is not None
+        schedules = {
+            id(runner.schedule): runner.schedule for _, site in self._sites for runner in site.runners
+        }
+        for schedule in schedules.values():
+            for rank in range(schedule.num_ranks):
+                if schedule.head(rank, self.row) == self.row:
+                    self._predictor.predict(schedule.latents_step(rank, self.row))
+
+    def _end(self) -> None:
+        self.active = False
+        for _, site in self._sites:
+            for runner in site.runners:
+                runner.settle()
+            site.finished = True
+        self.stats.seconds = time.perf_counter() - self._began_at
+
+    def fail(self) -> None:
+        """This rank cannot go on: the others learn of it at once."""
+        self.active = False
+        for denoiser in self._denoisers:
+            denoiser.disconnect(failed=True)
+
+    # ------------------------------------------------------------------ after the first step
+
+    def _settle(self, scheduler: Any, call: StepCall) -> None:
+        """What components read of each other, and the connections for it."""
+        if not self._sites:
+            raise UnsupportedPipelineError(
+                "the pipeline took a step without calling a denoiser that gives latents; sample it "
+                "sequentially"
+            )
+        self.stats.batch = call.sample.shape[0]
+        read, reason = read_for(self.config, self.scheduler, self.first_index, call, self._sites)
+        if read is not None and any(read.noise.draws) and self.ranks.size > 1:
+            states = generator_states(call.generator, call.sample.device)
+            self.ranks.require_same("the generator", torch.cat(states))
+        reading, blend = choose_reading(self.config, read, reason, self._sites)
+        if reading == "ahead":
+            assert read is not None
+            source = copied(call.generator, call.sample.device)
+            like = call.sample
+            self._predictor = LatentPredictor(
+                read.table, like, lambda step: read.noise.draw(step, like, source), read.to_output
+            )
+        for denoiser, site in self._sites:
+            assert denoiser.cut is not None
+            schedule = self._schedule(denoiser.cut, reading)
+            for runner in site.runners:
+                runner.schedule, runner.blend = schedule, blend
+            if not site.finished:
+                site.disconnect(
+                    failed=False
+                )  # a call before this one was interrupted, its messages are still there
+            site.finished = False
+            site.connect(schedule, partial(self._exchanges, site))
+
+    def _exchanges(self, site: Site) -> list[Exchange]:
+        if self._emulated:
+            return list(Mailboxes(self.config.num_ranks).exchanges)
+        return [make_exchange(self.ranks, site.latents.device)]

@@ -1,0 +1,94 @@
+"""Depth over real processes: all ranks agree to the last bit; one rank's fault is an error on every rank."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+import pytest
+import torch
+from depth_script import answer
+
+TIMEOUT_S = 120  # of a group of processes; a hang is what it is there to catch
+
+Answers = list[dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=lambda size: f"ranks{size}")
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """What each rank answered. Forked, because importing diffusers takes longer than the jobs."""
+    folder, size = tmp_path_factory.mktemp("depth"), request.param
+    context = multiprocessing.get_context("fork")
+    results = [folder / f"result-{rank}.pt" for rank in range(size)]
+    processes = [
+        context.Process(target=answer, args=(rank, size, folder / "rendezvous", results[rank]))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(TIMEOUT_S)
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * size, "a rank hung or crashed"
+    return [torch.load(path, weights_only=False) for path in results]
+
+
+GOOD = ["warm-up-all", "published", "stride", "linear", "latents", "two-calls"]
+
+
+@pytest.mark.parametrize("job", GOOD)
+def test_all_ranks_agree_and_calls_repeat(job: str, together: Answers) -> None:
+    for answers in together:
+        found = answers[job]
+        assert "error" not in found, found
+        assert torch.equal(found["sample"], together[0][job]["sample"]), "ranks must agree to the last bit"
+        assert torch.equal(found["again"], found["sample"]), "a call starts clean"
+        assert torch.equal(found["restored"], found["sequential"])
+        assert found["sample"].isfinite().all()
+
+
+def test_warm_up_of_all_steps_is_sequential(together: Answers) -> None:
+    for answers in together:
+        assert torch.equal(answers["warm-up-all"]["sample"], answers["warm-up-all"]["sequential"])
+
+
+def test_published_is_not_sequential(together: Answers) -> None:
+    """Otherwise the tests of agreement would show nothing."""
+    assert not torch.equal(together[0]["published"]["sample"], together[0]["published"]["sequential"])
+
+
+def test_sizes_and_steps_may_change_from_call_to_call(together: Answers) -> None:
+    for answers in together:
+        found = answers["sizes"]
+        assert "error" not in found, found
+        assert found["shapes"] == [(2, 4, 8, 8), (2, 4, 16, 16), (1, 4, 8, 8), (2, 4, 8, 8)]
+        assert torch.equal(found["back"], found["sample"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [("other-prompt", "prompt"), ("other-seed", "latents"), ("other-method", "method"),
+     ("other-steps", "schedule")],
+)  # fmt: skip
+def test_ranks_that_disagree_are_refused_on_every_rank(fault: str, what: str, together: Answers) -> None:
+    for answers in together:
+        assert answers[fault].get("error") == "ConfigError", answers[fault]
+        assert what in answers[fault]["message"] and "differs between" in answers[fault]["message"]
+
+
+def test_a_wrong_number_of_ranks_names_the_right_one(together: Answers) -> None:
+    for answers in together:
+        assert answers["wrong-ranks"]["error"] == "ConfigError"
+        assert f"takes {len(together) + 1} ranks, found {len(together)}" in answers["wrong-ranks"]["message"]
+
+
+def test_a_failing_rank_ends_all_and_pipelines_are_restored(together: Answers) -> None:
+    *others, broken = together
+    assert broken["broken"]["error"] == "Broken"
+    for answers in others:
+        assert answers["broken"]["error"] == "TransportError", answers["broken"]
+    for answers in together:
+        assert torch.equal(answers["broken"]["restored"], answers["broken"]["sequential"])
