@@ -53,6 +53,11 @@ def parallelize(pipe: Any, *methods: Picard) -> Handle:
         )
         found = found or "nothing"
         raise ConfigError(f"expected one method, found {found}; pass ps.Picard(...)")
+    if methods[0].control != "host":
+        raise ConfigError(
+            f"control={methods[0].control!r} is for ps.sample: a pipeline's own loop asks for every state; "
+            'pass control="host"'
+        )
     return Handle(pipe, methods[0])
 
 
