@@ -1,4 +1,4 @@
-"""Shared by all tests: GPU tests are skipped aloud where torch finds no CUDA device; registers are printed."""
+"""Shared by all tests: GPU tests are skipped aloud without a CUDA device; kernels' registers are printed."""
 
 from typing import Any
 

@@ -118,7 +118,7 @@ def test_equals_the_ordinary_solver_round_for_round(name: str, window: Any, upda
 
 
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("name", ["ddim-clip", "ddpm", "dpm++2m", DEEP])
+@pytest.mark.parametrize("name", ["ddim-clip", "ddpm", "dpm++2m", "pndm-prk"])
 def test_a_round_reads_nothing(name: str, update: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a whole run: the notice of each round, and nothing else."""
     if not native.ops_library().loaded:
