@@ -14,6 +14,8 @@ Update = Literal["published", "v", "gaussian", "secant", "anderson"]
 UPDATES: tuple[str, ...] = ("published", "v", "gaussian", "secant", "anderson")
 Stopping = Literal["x0", "published"]
 STOPPING_RULES: tuple[str, ...] = ("x0", "published")
+Control = Literal["host", "device", "graph"]
+CONTROLS: tuple[str, ...] = ("host", "device", "graph")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class Picard:
         exact: with tolerance 0, be bit-equal to sequential sampling whose model calls have the same batch
             size; costs as many rounds as steps.
         record: keep every round's trajectory in `stats.history`, for plots.
+        control: who decides after a round how far it got. "host" evaluates only the states that need it, but
+            waits for every round. "device" evaluates the whole window in every round and decides on the
+            device; the host runs up to one round ahead. For `ps.sample` in one process, with small models
+            that are called often: the waiting is then what a round costs. "graph" also captures the round,
+            the model included, in a CUDA graph and replays it: the model's Python runs in the first two
+            rounds only. On a CPU "graph" is "device".
 
     Raises:
         ConfigError: for a value outside the ranges above.
@@ -55,6 +63,7 @@ class Picard:
     memory: int = 2
     exact: bool = False
     record: bool = False
+    control: Control = "host"
 
     def __post_init__(self) -> None:
         for name in ("window", "states_per_round", "memory"):
@@ -99,6 +108,24 @@ class Picard:
         if self.exact and self.tolerance != 0:
             raise ConfigError(
                 f"exact=True needs tolerance=0, found tolerance={self.tolerance}; pass tolerance=0"
+            )
+        self._check_control()
+
+    def _check_control(self) -> None:
+        if self.control not in CONTROLS:
+            raise ConfigError(f"control={self.control!r} is unknown; choose one of {', '.join(CONTROLS)}")
+        if self.control == "host":
+            return
+        refused = {
+            'update="anderson"': self.update == "anderson",
+            f"states_per_round={self.states_per_round}": self.states_per_round is not None,
+            "exact=True": self.exact,
+            "record=True": self.record,
+        }
+        for setting in (name for name, found in refused.items() if found):
+            raise ConfigError(
+                f"{setting} needs the host in every round, found control={self.control!r}; "
+                f'leave it out, or pass control="host"'
             )
 
     def _plain(self, name: str, kind: type, plain: Callable[[Any], int | float]) -> None:

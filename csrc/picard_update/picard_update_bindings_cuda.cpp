@@ -13,7 +13,7 @@ Tensor picard_update_cuda(Tensor states, Tensor anchors, Tensor outputs, std::op
                           std::optional<Tensor> weights, std::optional<Tensor> directions) {
   PicardUpdate call = check_picard_update({states, anchors, outputs, noise, state_coef, anchor_coef, output_coef,
                                            noise_coef, x0_coef, residual_scale, begin, hold, end, weights,
-                                           directions});
+                                           directions}, "picard_update", kMaxHistory);
   const int32_t device = states.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const int64_t rows = call.num_steps + 1, samples = call.num_samples;

@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include "common/cuda_divide.cuh"
 #include "common/cuda_rows.cuh"
 #include "common/cuda_tickets.cuh"
 #include "picard_update/picard_update.h"
@@ -27,15 +28,6 @@ constexpr int kTilesInRing = 3;
 template <typename Real>
 __device__ __forceinline__ const Real* table(const void* data) {
   return static_cast<const Real*>(data);
-}
-
-// 1 / w within 2 ulp, for |w| from 1e-37 to 1e37. A true division is a call of a subroutine, around which the
-// compiler spills the history.
-__device__ __forceinline__ float inverse(float w) { return __fdividef(1.0f, w); }
-__device__ __forceinline__ double inverse(double w) {
-  double guess = inverse(float(w));  // 23 bits; each Newton step doubles them
-  guess *= 2.0 - w * guess;
-  return guess * (2.0 - w * guess);
 }
 
 // Ranges cannot be checked without waiting for the device; clipping keeps every access inside the tensors.

@@ -63,7 +63,7 @@ def picard_update(
         noise: z, [T, B, D] any float dtype, or None where noise_coef is zero; must not overlap states. Rows
             with a zero coefficient are not read.
         state_coef, anchor_coef, output_coef: [T, K]; column k belongs to row i - k. K = 1 .. 5 in the fused
-            faces; "auto" gives longer histories (PNDM with its Runge-Kutta start) to the reference.
+            faces; "auto" gives longer histories (PNDM with its Runge-Kutta start) to `dense_update`.
         noise_coef: [T]. x0_coef: [T, 2]. residual_scale: [T+1]. All coefficients are float32 (float64 for
             float64 states), contiguous, on the device of states.
         begin, hold, end: [B] int64 on the device of states; 0 <= begin, end <= T, hold >= begin - 1. A sample
@@ -85,8 +85,14 @@ def picard_update(
         ValueError: an argument is not as above (expected, found, remedy); nothing has been written then.
         RuntimeError: the face asked for is not available here.
     """
-    deep = face == "auto" and state_coef.shape[-1] > MAX_HISTORY
-    run = _function(_choose("reference" if deep else face, states.device.type))
+    if face == "auto" and state_coef.shape[-1] > MAX_HISTORY:
+        from ..dense_update import dense_update  # which imports this package's checks
+
+        corrected = _corrected(outputs, weights, directions, state_coef.dtype)
+        rest = (x0_coef, residual_scale, begin, hold, end)
+        coefficients = (state_coef, anchor_coef, output_coef, noise_coef)
+        return dense_update(states, anchors, corrected, noise, *coefficients, *rest)
+    run = _function(_choose(face, states.device.type))
     tensors = (
         states,
         _unit_stride(anchors),
@@ -111,6 +117,16 @@ def picard_update(
         # when all is well.
         check_arguments(*tensors)
         raise
+
+
+def _corrected(
+    outputs: Tensor, weights: Tensor | None, directions: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The outputs plus their weighted directions; one of weight zero does not count, whatever it holds."""
+    if weights is None or directions is None:
+        return outputs
+    used = directions.to(dtype).masked_fill((weights == 0)[..., None], 0)
+    return outputs.to(dtype) + (weights[..., None, :] @ used)[..., 0, :]
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:

@@ -61,6 +61,11 @@ class PicardHandle(Handle):
         super().__init__(pipe)
 
     def _check(self, modules: dict[str, nn.Module]) -> None:
+        if self.config.control != "host":
+            raise ConfigError(
+                f"control={self.config.control!r} is for ps.sample: a pipeline's own loop asks for every state; "
+                'pass control="host"'
+            )
         _require_readable(self._scheduler)
 
     def _wrap(self, name: str, module: nn.Module) -> WrappedDenoiser:

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from parasample.bridge.auto import chooser_for, resolve_window
 from parasample.bridge.denoiser import RowSelector
+from parasample.bridge.device import require_device_control, solve_on_device
 from parasample.bridge.schedulers import read_scheduler
 from parasample.bridge.solver import make_solver
 from parasample.config import Picard
 from parasample.errors import ConfigError
+from parasample.runtime.device_rounds import DeviceRounds
+from parasample.runtime.picard import PicardSolver
 from parasample.runtime.stats import Stats
 from parasample.runtime.transports import default_ranks
 
@@ -95,28 +98,50 @@ def sample(
         )
     first = getattr(scheduler, "begin_index", None) or 0  # set to start from a noised sample
     timesteps = scheduler.timesteps[first:].to(x_T.device)
-    ranks, chooser = default_ranks(), chooser_for(model, scheduler, x_T)
-    asked, method = method, resolve_window(method, len(timesteps), chooser, ranks)
-    read = read_scheduler(scheduler, step_kwargs=dict(step_kwargs or {}))
-    solver = make_solver(
-        read, scheduler, first, x_T, x_T.shape[0], method, generator, dict(step_kwargs or {}), ranks
-    )
-    selector, conditioning, shared = RowSelector(), dict(model_kwargs or {}), dict(shared_kwargs or {})
-    while not solver.done:
-        part = solver.open_round()
-        rows = {k: selector.select(k, v, x_T.shape[0], part.samples) for k, v in conditioning.items()}
-        inputs = solver.model_inputs(part).to(x_T.dtype)
-        output = _tensor(model(inputs, timesteps[part.steps], **rows, **shared))
+    ranks, arguments = default_ranks(), dict(step_kwargs or {})
+    require_device_control(method, ranks)
+    conditioning, shared = dict(model_kwargs or {}), dict(shared_kwargs or {})
+
+    def call(inputs: Tensor, t: Tensor, **more: Any) -> Tensor:
+        output = _tensor(model(inputs, t, **more))
         if output.shape != inputs.shape:
             raise ConfigError(
                 f"expected a model output of shape {tuple(inputs.shape)}, as its input, found "
                 f"{tuple(output.shape)}; return one output per row, of the shape of x_T's rows"
             )
-        solver.close_round(part, output)
+        return output
+
+    solver: PicardSolver | DeviceRounds
+    if method.control == "host":
+        chooser = chooser_for(model, scheduler, x_T)
+        asked, method = method, resolve_window(method, len(timesteps), chooser, ranks)
+        read = read_scheduler(scheduler, step_kwargs=arguments)
+        solver = make_solver(read, scheduler, first, x_T, x_T.shape[0], method, generator, arguments, ranks)
+        _solve(solver, call, timesteps, x_T, conditioning, shared)
+        if asked.window == "auto":
+            chooser.observe(solver)
+    else:
+        read = read_scheduler(scheduler, step_kwargs=arguments)
+        solver = solve_on_device(call, read, x_T, timesteps, method, generator, conditioning, shared)
+    found = solver.state(solver.num_steps).to(x_T.dtype, copy=True)
     solver.stats.seconds = time.perf_counter() - began_at
-    if asked.window == "auto":
-        chooser.observe(solver)
-    return Solution(solver.state(solver.num_steps).to(x_T.dtype, copy=True), solver.stats)
+    return Solution(found, solver.stats)
+
+
+def _solve(
+    solver: PicardSolver,
+    call: Callable[..., Tensor],
+    timesteps: Tensor,
+    x_T: Tensor,
+    conditioning: Mapping[str, Any],
+    shared: Mapping[str, Any],
+) -> None:
+    selector, batch = RowSelector(), x_T.shape[0]
+    while not solver.done:
+        part = solver.open_round()
+        rows = {k: selector.select(k, v, batch, part.samples) for k, v in conditioning.items()}
+        inputs = solver.model_inputs(part).to(x_T.dtype)
+        solver.close_round(part, call(inputs, timesteps[part.steps], **rows, **shared))
 
 
 def _require_noise(x_T: Any) -> None:

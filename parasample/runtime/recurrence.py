@@ -44,10 +44,27 @@ class Recurrence:
         )
 
     def scan(
-        self, states: Tensor, anchors: Tensor, outputs: Tensor, noise: Tensor | None, bounds: Tensor
+        self,
+        states: Tensor,
+        anchors: Tensor,
+        outputs: Tensor,
+        noise: Tensor | None,
+        bounds: Tensor,
+        weights: Tensor | None = None,
+        directions: Tensor | None = None,
     ) -> Tensor:
         """Update `states` in place; `bounds` int64 [3, B]: begin, hold and end of each sample's scan."""
-        return picard_update(states, anchors, outputs, noise, *self._coefficients, *bounds)
+        ranges = bounds[0], bounds[1], bounds[2]
+        return picard_update(
+            states,
+            anchors,
+            outputs,
+            noise,
+            *self._coefficients,
+            *ranges,
+            weights=weights,
+            directions=directions,
+        )
 
 
 def _variance(config: Picard) -> float:

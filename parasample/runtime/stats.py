@@ -29,13 +29,15 @@ class Stats:
     """Costs of the last call.
 
     `evaluations` counts states evaluated over all samples and ranks (with guidance one state may be two rows
-    of the model's batch); `bytes_sent` is what this rank sent.
+    of the model's batch); `bytes_sent` is what this rank sent. `rounds_ahead`, with control="device", is how
+    many rounds (0 or 1) had begun before the host learned that none was needed; no other figure counts them.
     """
 
     num_steps: int = 0
     batch: int = 0
     bytes_sent: int = 0
     seconds: float = 0.0
+    rounds_ahead: int = 0
     history: list[RoundRecord] = field(default_factory=list)
 
     def add(self, record: RoundRecord) -> None:

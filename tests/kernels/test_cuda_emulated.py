@@ -9,7 +9,7 @@ import ctypes
 
 import pytest
 import torch
-from emulated import DTYPES, ROOT, Rows, address, build, rows
+from emulated import DTYPES, ROOT, ROWS, TABLES, PicardUpdate, address, build, rows
 
 SOURCE = ROOT / "csrc" / "picard_update" / "picard_update.cu"
 ENTRY = """
@@ -23,22 +23,6 @@ extern "C" const char* update(const PicardUpdate* call, const CudaPlan* plan, vo
 """
 # How a call is cut: an element per thread, vectors, vectors in large blocks, or as the library chooses.
 NARROW, WIDE, LARGE, SHIPPED = "narrow", "wide", "large", "shipped"
-
-
-TABLES = ("state_coef", "anchor_coef", "output_coef", "noise_coef", "x0_coef", "residual_scale", "weights")
-ROWS = ("states", "anchors", "outputs", "noise", "directions")
-
-
-class PicardUpdate(ctypes.Structure):
-    """struct PicardUpdate of picard_update.h, field by field."""
-
-    _fields_ = [
-        *[(name, Rows) for name in ROWS],
-        ("stride_direction", ctypes.c_int64),
-        *[(name, ctypes.c_void_p) for name in (*TABLES, "begin", "hold", "end", "residual")],
-        *[(name, ctypes.c_int64) for name in ("num_steps", "num_samples", "num_elements")],
-        *[(name, ctypes.c_int32) for name in ("history", "rank")],
-    ]
 
 
 class Plan(ctypes.Structure):

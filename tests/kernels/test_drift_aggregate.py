@@ -79,7 +79,7 @@ LARGE = [
     (1000, 40, torch.float32, torch.float32, FULL),
     (37, 9001, torch.bfloat16, torch.float32, FULL),
     (2, 1 << 18, torch.float16, torch.float32, FULL),
-    (1, 1 << 20, torch.float32, torch.float32, FULL),
+    (1, 1 << 22, torch.float32, torch.float32, FULL),
     (1, (1 << 20) + 7, torch.float32, None, "guided"),
 ]
 

@@ -62,6 +62,7 @@ LARGE = [  # more than one chunk of the CPU kernel, and long trajectories
     (33, 2, 4096, 2, torch.float32, torch.float16, True, True, 8),
     (1000, 1, 64, 3, torch.float32, None, False, True, 2),
     (20, 40, 1026, 1, torch.bfloat16, None, True, True),
+    (1, 1, 1 << 22, 1, torch.float32, torch.bfloat16, False, True),
 ]
 
 

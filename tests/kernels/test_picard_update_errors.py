@@ -56,15 +56,15 @@ def test_bad_argument(random_call, face, mistake):
     assert torch.equal(call.states, before)
 
 
-def test_long_history_goes_to_the_reference(random_call):
+def test_long_history_goes_to_dense_update(random_call):
     call = random_call(W=9, B=2, D=8)
     for name in ("state_coef", "anchor_coef", "output_coef"):
         setattr(call, name, torch.cat([getattr(call, name), torch.full((9, 6), 0.05)], dim=1))
     expected, found = copy.deepcopy(call), copy.deepcopy(call)
     picard_update(*expected.args(), face="reference")
     picard_update(*found.args())
-    assert torch.equal(found.states, expected.states)
-    with pytest.raises(ValueError, match="K = 1 .. 5"):
+    torch.testing.assert_close(found.states, expected.states)
+    with pytest.raises(ValueError, match="K = 1 .. 5.*dense_update"):
         picard_update(*call.args(), face="cpu")
 
 

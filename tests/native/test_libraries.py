@@ -80,7 +80,7 @@ def test_lesser_instruction_sets_match_reference(isa: str):
         "from parasample.kernels import native\n"
         f"assert '{isa}' in native.ops_library().reason, native.ops_library().reason\n"
         "import sys, pytest\n"
-        "ops = ('picard_update', 'drift_aggregate', 'gather_inputs')\n"
+        "ops = ('picard_update', 'dense_update', 'drift_aggregate', 'gather_inputs')\n"
         "tests = [f'tests/kernels/test_{op}.py' for op in ops]\n"
         "sys.exit(pytest.main([*tests, '-q', '-n0', '-p', 'no:cacheprovider',"
         " '-k', 'cpu and (test_matches_reference or overflow) and not W1000']))"

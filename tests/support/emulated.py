@@ -27,6 +27,23 @@ class Rows(ctypes.Structure):
     ]
 
 
+# The arguments of picard_update by how kernels take them.
+TABLES = ("state_coef", "anchor_coef", "output_coef", "noise_coef", "x0_coef", "residual_scale", "weights")
+ROWS = ("states", "anchors", "outputs", "noise", "directions")
+
+
+class PicardUpdate(ctypes.Structure):
+    """struct PicardUpdate of picard_update.h, field by field; also what dense_update takes."""
+
+    _fields_ = [
+        *[(name, Rows) for name in ROWS],
+        ("stride_direction", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in (*TABLES, "begin", "hold", "end", "residual")],
+        *[(name, ctypes.c_int64) for name in ("num_steps", "num_samples", "num_elements")],
+        *[(name, ctypes.c_int32) for name in ("history", "rank")],
+    ]
+
+
 def rows(tensor: torch.Tensor | None) -> Rows:
     if tensor is None:
         return Rows(None, 0, 0, 0)

@@ -28,6 +28,7 @@ SCHEDULERS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     ),
     "unipc": (lambda: diffusers.UniPCMultistepScheduler(**SCALED_LINEAR), {}),
     "pndm": (lambda: diffusers.PNDMScheduler(skip_prk_steps=True, **SCALED_LINEAR), {}),
+    "pndm-prk": (lambda: diffusers.PNDMScheduler(**SCALED_LINEAR), {}),  # a history of 13 columns
     "lcm": (lambda: diffusers.LCMScheduler(**SCALED_LINEAR), {}),
     "flow-euler": (lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), {}),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,10 +56,14 @@ class ClippedOutput:
         p, q, clipped, unclipped = coefficients.reshape(4, -1, *(1,) * (output.ndim - 1))  # [n, 1, ...] each
         prediction = p * state.to(dtype) + q * output.to(dtype)
         result = self.clip(prediction)
-        if not bool(self.unclipped.any()):
+        if not self._mixes:
             return result
         # clip(D) - D first: it is exactly 0 where nothing clips, whatever the weight.
         return (clipped + unclipped) * prediction + clipped * (result - prediction)
+
+    @cached_property
+    def _mixes(self) -> bool:
+        return bool(self.unclipped.any())
 
     def _coefficients(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """[4, T] of (x0_state, x0_output, clipped, unclipped), moved once per device and dtype."""
