@@ -95,6 +95,18 @@ def test_bench_rounds_writes_rows_and_resumes(
     assert again[0]["time"] == first[0]["time"], "a row that the file has is not measured again"
 
 
+def test_bench_rounds_gives_the_published_rule_tolerances_of_its_own(
+    capsys: pytest.CaptureFixture[str], model_folder: Path, tmp_path: Path
+) -> None:
+    options = ["bench", "rounds", "--quick", "--model", str(model_folder), "--output", str(tmp_path)]
+    options += ["--cases", "dpm++-50", "--guidance", "1", "--tolerance", "0.02"]
+    rows = run_json(capsys, *options, "--published-tolerance", "0.01", "1")["rows"]
+    assert [(row["label"], row["tolerance"]) for row in rows] == [
+        ("published", 0.01), ("published", 1), ("secant", 0.02),
+    ]  # fmt: skip
+    assert rows[0]["rounds"] > rows[1]["rounds"] and rows[0]["rms"] < rows[1]["rms"]
+
+
 def test_a_wrong_model_folder_is_an_error_in_words(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
     seeds = range(4 if args.quick else args.seeds)
     cases = CASES[:1] if args.quick else CASES
     results, pipe = Results("frontier", args), open_pipeline(args)
-    methods = {
-        f"{n} states": ps.Picard(window="full", states_per_round=n, tolerance=args.tolerance)
+    methods = [
+        (f"{n} states", ps.Picard(window="full", states_per_round=n, tolerance=args.tolerance))
         for n in args.states
-    }
+    ]
     with progress(len(cases) * len(methods), "frontier", "row") as bar:
         for sampler, steps in cases:
             measure_methods(pipe, results, "frontier", sampler, steps, args.guidance, methods, seeds, bar)

@@ -23,10 +23,11 @@ from parasample.cli.sampling import Case, relative_rms, sample_parallel, sample_
 from parasample.cli.text import progress
 
 EXAMPLE = "rounds --seeds 32 --cases ddim-100 dpm++-50"
-DEFAULT = ps.Picard()
-# The paper's algorithm with its own rule and tolerance (arXiv 2305.16317, section 4), then our updates.
+# The tolerance of the paper's own rule (arXiv 2305.16317, section 4).
+PUBLISHED_TOLERANCE = 0.1
+# The paper's algorithm with its own rule, then our updates.
 METHODS = {
-    "published": ps.Picard(update="published", stopping="published", tolerance=0.1),
+    "published": ps.Picard(update="published", stopping="published"),
     "v": ps.Picard(update="v"),
     "gaussian": ps.Picard(update="gaussian"),
     "anderson": ps.Picard(update="anderson"),
@@ -54,8 +55,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--seeds", type=int, default=32, help="samples per row (default: %(default)s)")
     parser.add_argument(
-        "--tolerance", type=float, default=DEFAULT.tolerance, help="of our updates (default: %(default)s)"
-    )
+        "--tolerance", nargs="+", type=float, default=[ps.Picard().tolerance],
+        help="of our updates (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--published-tolerance", nargs="+", type=float, default=[PUBLISHED_TOLERANCE],
+        help="of the published rule; several show its rounds at equal error (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--cases", nargs="+", choices=list(CASES), help="(default: all)")
     parser.add_argument("--updates", nargs="+", choices=list(METHODS), help="(default: all)")
     parser.add_argument(
@@ -69,19 +75,19 @@ def run(args: argparse.Namespace) -> int:
     names = args.cases or (QUICK_CASES if args.quick else list(CASES))
     updates = args.updates or (["published", "secant"] if args.quick else list(METHODS))
     results, pipe = Results("rounds", args), open_pipeline(args)
-    with progress(len(names) * len(args.guidance) * len(updates), "rounds", "row") as bar:
+    methods = [
+        (update, replace(METHODS[update], tolerance=tolerance))
+        for update in updates
+        for tolerance in (args.published_tolerance if update == "published" else args.tolerance)
+    ]
+    with progress(len(names) * len(args.guidance) * len(methods), "rounds", "row") as bar:
         for name in names:
             sampler, steps, window = CASES[name]
+            windowed = [(label, replace(method, window=window)) for label, method in methods]
             for guidance in args.guidance:
-                methods = {update: _method(update, window, args.tolerance) for update in updates}
-                measure_methods(pipe, results, "rounds", sampler, steps, guidance, methods, seeds, bar)
+                measure_methods(pipe, results, "rounds", sampler, steps, guidance, windowed, seeds, bar)
     results.show(COLUMNS, args.json)
     return 0
-
-
-def _method(update: str, window: Any, tolerance: float) -> ps.Picard:
-    method = replace(METHODS[update], window=window)
-    return method if update == "published" else replace(method, tolerance=tolerance)
 
 
 def measure_methods(
@@ -91,13 +97,13 @@ def measure_methods(
     sampler: str,
     steps: int,
     guidance: float,
-    methods: dict[str, ps.Picard],
+    methods: Sequence[tuple[str, ps.Picard]],
     seeds: Sequence[int],
     bar: Any,
 ) -> None:
-    """A row for each method, all against one sequential run, which is made only if a row is missing."""
+    """A row for each labelled method, all against one sequential run, made only if a row is missing."""
     expected: Tensor | None = None
-    for label, method in methods.items():
+    for label, method in methods:
         bar.set_description(f"{SAMPLERS[sampler][0]} {steps}, guidance {guidance:g}, {label}")
         settings = {
             "bench": bench, "sampler": sampler, "title": SAMPLERS[sampler][0], "steps": steps,
