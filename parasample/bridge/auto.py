@@ -108,9 +108,11 @@ def resolve_window(
 _CHOOSERS: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], WindowChooser]] = weakref.WeakKeyDictionary()
 
 
-def chooser_for(model: Any, scheduler: Any, start: Tensor) -> WindowChooser:
-    """The chooser of a bare model with this kind of scheduler and batch; new for models without identity."""
-    key = (type(scheduler), tuple(start.shape), start.dtype, start.device)
+def chooser_for(model: Any, scheduler: Any, start: Tensor, config: Picard) -> WindowChooser:
+    """The chooser of a bare model with this kind of scheduler, batch and method (its tolerance and update
+    decide how many rounds a window takes); new for models without identity.
+    """
+    key = (type(scheduler), tuple(start.shape), start.dtype, start.device, config)
     try:
         return _CHOOSERS.setdefault(model, {}).setdefault(key, WindowChooser())
     except TypeError:

@@ -113,7 +113,7 @@ def sample(
 
     solver: PicardSolver | DeviceRounds
     if method.control == "host":
-        chooser = chooser_for(model, scheduler, x_T)
+        chooser = chooser_for(model, scheduler, x_T, method)
         asked, method = method, resolve_window(method, len(timesteps), chooser, ranks)
         read = read_scheduler(scheduler, step_kwargs=arguments)
         solver = make_solver(read, scheduler, first, x_T, x_T.shape[0], method, generator, arguments, ranks)

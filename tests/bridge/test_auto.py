@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import pytest
@@ -12,7 +13,7 @@ import tiny_pipelines
 import torch
 
 import parasample as ps
-from parasample.bridge.auto import FIRST_WINDOW, WindowChooser, resolve_window
+from parasample.bridge.auto import FIRST_WINDOW, WindowChooser, chooser_for, resolve_window
 from parasample.bridge.schedulers import read_scheduler
 from parasample.runtime.stats import RoundRecord, Stats
 
@@ -86,3 +87,12 @@ def test_fewer_steps_than_the_scheduler_has_fit_the_window() -> None:
     with ps.parallelize(pipe, ps.Picard()) as handle:
         tiny_pipelines.run(pipe, call, num_inference_steps=30)
     assert max(handle.stats.window) <= handle.stats.num_steps
+
+
+@pytest.mark.parametrize("change", [{"tolerance": 1e-3}, {"update": "v"}], ids=["tolerance", "update"])
+def test_a_window_chosen_for_one_method_is_not_used_for_another(change: dict[str, Any]) -> None:
+    model, start = torch.nn.Identity(), torch.zeros(1, 4)
+    scheduler = diffusers.DDIMScheduler()
+    first = chooser_for(model, scheduler, start, ps.Picard())
+    assert chooser_for(model, scheduler, start, ps.Picard()) is first, "a second call learns from the first"
+    assert chooser_for(model, scheduler, start, replace(ps.Picard(), **change)) is not first
