@@ -70,6 +70,8 @@ class Picard:
             self._plain(name, Integral, int)
         for name in ("tolerance", "prior_variance"):
             self._plain(name, Real, float)
+        for name in ("exact", "record"):
+            self._flag(name)
         if not (isinstance(self.window, str) and self.window in ("full", "auto")):
             if not _is_int(self.window):
                 raise ConfigError(
@@ -81,7 +83,7 @@ class Picard:
                 )
         if not (_is_number(self.tolerance) and self.tolerance >= 0):
             raise ConfigError(
-                f"tolerance={self.tolerance!r} is not a finite number of at least 0; pass one, such as 0.015"
+                f"tolerance={self.tolerance!r} is not a finite number of at least 0; pass one, such as 0.01"
             )
         if self.update not in UPDATES:
             raise ConfigError(f"update={self.update!r} is unknown; choose one of {', '.join(UPDATES)}")
@@ -133,6 +135,13 @@ class Picard:
         value = getattr(self, name)
         if isinstance(value, kind) and type(value) not in (bool, int, float):
             object.__setattr__(self, name, plain(value))
+
+    def _flag(self, name: str) -> None:
+        value = getattr(self, name)
+        plain = value.item() if hasattr(value, "item") else value  # of NumPy
+        if not isinstance(plain, bool):
+            raise ConfigError(f"{name}={value!r} is neither True nor False; pass one of them")
+        object.__setattr__(self, name, plain)
 
     def window_for(self, num_steps: int) -> int:
         """The window in steps for a run of `num_steps`; "auto" must have been resolved before."""

@@ -155,6 +155,12 @@ def _require_noise(x_T: Any) -> None:
         raise ConfigError(
             f"expected x_T of shape [batch, ...], found {tuple(x_T.shape)}; add a batch dimension"
         )
+    if x_T.numel() == 0:
+        raise ConfigError(f"expected at least one sample in x_T, found shape {tuple(x_T.shape)}; pass noise")
+    if not x_T.isfinite().all():
+        raise ConfigError(
+            "x_T has NaN or infinite values; pass finite noise, such as torch.randn(batch, ...)"
+        )
 
 
 def _whole(num_inference_steps: Any) -> int:

@@ -39,6 +39,8 @@ CONFIG = {
     "prior-variance-bool": ({"prior_variance": True}, ["prior_variance=True", "number", "pass"]),
     "memory-9": ({"memory": 9}, ["memory=9", "1 to 8"]),
     "memory-bool": ({"memory": True}, ["memory=True", "1 to 8", "pass"]),
+    "exact-word": ({"exact": "yes", "tolerance": 0}, ["exact='yes'", "True nor False", "pass"]),
+    "record-number": ({"record": 3}, ["record=3", "True nor False", "pass"]),
     "memory-float": ({"memory": 2.0}, ["memory=2.0", "whole number"]),
 }  # fmt: skip
 
@@ -59,12 +61,13 @@ def test_config(row: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("window", np.int64(7)), ("states_per_round", np.int32(4)), ("memory", np.uint8(3)),
-     ("tolerance", np.float32(0.5)), ("tolerance", np.float64(0.25)), ("prior_variance", np.int64(2))],
+     ("tolerance", np.float32(0.5)), ("tolerance", np.float64(0.25)), ("prior_variance", np.int64(2)),
+     ("record", np.bool_(True))],
     ids=lambda value: type(value).__name__ if isinstance(value, np.generic) else value,
 )  # fmt: skip
 def test_numpy_numbers_become_plain_ones(name: str, value: Any) -> None:
     config = ps.Picard(**{name: value})
-    assert type(getattr(config, name)) in (int, float)
+    assert type(getattr(config, name)) in (bool, int, float)
     assert config == ps.Picard(**{name: value.item()})
     number = value.item() if name != "prior_variance" else float(value)
     assert repr(config) == repr(ps.Picard(**{name: number})), "ranks compare methods by how they print"
@@ -105,6 +108,11 @@ SAMPLE: dict[str, tuple[Callable[[], None], type[Exception], list[str]]] = {
     ),
     "start-complex": (
         lambda: solve(x_T=noise(2, 6).cfloat()), ps.ConfigError, ["floating point", "torch.complex64"],
+    ),
+    "start-empty": (lambda: solve(x_T=noise(0, 6)), ps.ConfigError, ["one sample", "x_T", "(0, 6)", "pass"]),
+    "start-nan": (
+        lambda: solve(x_T=noise(2, 6).index_fill(0, torch.tensor(1), torch.nan)),
+        ps.ConfigError, ["x_T has NaN", "pass"],
     ),
     "argument-twice": (
         lambda: solve(model_kwargs={"y": 1}, shared_kwargs={"y": 2}), ps.ConfigError, ["y", "one of them"],
