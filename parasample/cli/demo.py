@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tqdm import tqdm
 
 import parasample as ps
 from parasample.bridge.load import SAMPLERS, default_device, load_pipeline
+from parasample.cli.pace import Programme, faster_threads, fit
 from parasample.cli.sampling import (
     Case,
     Sampled,
@@ -34,6 +37,7 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "cuda": {"ddpm": 64, "ddim": "full", "dpm++": "full"},
     "cpu": {"ddpm": 16, "ddim": 16, "dpm++": 16},
 }
+TIMED_STEPS = 10  # what the estimate of the demo's duration rests on
 TRAJECTORY = Case("ddim", 100, ps.Picard(window="full", record=True))
 
 
@@ -58,13 +62,20 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sample, write the pictures and show the table."""
-    device = args.device or default_device()
-    pipe = load_pipeline(args.model or demo_model_path(), device)
-    call_pipeline(pipe, PROMPTS[:1], 2, args.guidance, [args.seed])  # the first call of a process is slow
-    cases = _cases(device, args.quick)
-    trajectory = TRAJECTORY.for_steps(20) if args.quick else TRAJECTORY
-    prompts = args.prompt or _prompts(pipe, cases, args)
+    began_at = time.perf_counter()
+    pipe = load_pipeline(args.model or demo_model_path(), args.device or default_device())
 
+    def few_steps() -> None:
+        call_pipeline(pipe, PROMPTS[:2], 2, args.guidance, [args.seed, args.seed + 1])
+
+    with faster_threads(few_steps) if pipe.device.type == "cpu" else nullcontext():
+        few_steps()  # the first call on a device is slow
+        return _run(pipe, _programme(pipe, args, began_at), args)
+
+
+def _run(pipe: Any, programme: Programme, args: argparse.Namespace) -> int:
+    device = str(pipe.device)
+    prompts, cases, trajectory = programme.prompts, programme.cases, programme.trajectory
     total = 2 * len(prompts) * sum(case.steps for case in cases) + trajectory.steps
     with progress(total, "demo") as bar:
         results = [_both(pipe, case, prompts, args, bar) for case in cases]
@@ -74,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     report = {
         "prompts": prompts, "seed": args.seed, "guidance": args.guidance, "device": device_name(device),
         "versions": versions(), "rows": rows, "verdict": _verdict(rows),
+        "note": programme.note,
     }  # fmt: skip
 
     args.output.mkdir(parents=True, exist_ok=True)
@@ -94,21 +106,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cases(device: str, quick: bool) -> list[Case]:
-    """What is sampled: with windows that suit the device; a tenth of the steps if it must be quick."""
-    windows = WINDOWS["cuda" if device.startswith("cuda") else "cpu"]
+def _programme(pipe: Any, args: argparse.Namespace, began_at: float) -> Programme:
+    """What is sampled: with windows that suit the device, and as much as fits into two minutes."""
+    windows = WINDOWS["cuda" if pipe.device.type == "cuda" else "cpu"]
     cases = [Case(sampler, steps, ps.Picard(window=windows[sampler])) for sampler, steps in CASES]
-    return [case.for_steps(max(case.steps // 10, 10)) for case in cases] if quick else cases
-
-
-def _prompts(pipe: Any, cases: list[Case], args: argparse.Namespace) -> list[str]:
-    """As many of the prompts as this device samples in about a minute and a half; at least two."""
     if args.quick:
-        return list(PROMPTS[:2])
-    _, seconds = call_pipeline(pipe, PROMPTS[:1], 10, args.guidance, [args.seed])
-    # Sampling in parallel takes about as long as sequentially where a device charges by the state.
-    each = 2 * sum(case.steps for case in cases) * seconds / 10
-    return list(PROMPTS[: max(int(80 / each), 2)])
+        cases = [case.for_steps(max(case.steps // 10, 10)) for case in cases]
+        return Programme(args.prompt or PROMPTS[:2], cases, TRAJECTORY.for_steps(20))
+    _, seconds = call_pipeline(pipe, PROMPTS[:1], TIMED_STEPS, args.guidance, [args.seed])
+    asked = Programme(args.prompt or PROMPTS, cases, TRAJECTORY)
+    spent_s = time.perf_counter() - began_at
+    return fit(asked, seconds / TIMED_STEPS, args.prompt is not None, spent_s)
 
 
 def _both(
@@ -183,6 +191,9 @@ def _show(report: dict[str, Any], output: Path) -> None:
     count = len(report["prompts"])
     say(f"One picture at a time, medians over {count} prompts; {report['device']}; RMS error of the final "
         "latents against sequential sampling, in units of their standard deviation.", wrap=True)  # fmt: skip
+    if report["note"]:
+        say()
+        say(report["note"], wrap=True)
     say()
     say(report["verdict"], wrap=True)
     say()
