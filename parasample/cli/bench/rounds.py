@@ -11,7 +11,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ METHODS = {
     "anderson": ps.Picard(update="anderson"),
     "secant": ps.Picard(update="secant"),
 }
-CASES: dict[str, tuple[str, int, int | str]] = {
+CASES: dict[str, tuple[str, int, int | Literal["full"]]] = {
     "ddim-100": ("ddim", 100, "full"),
     "ddpm-100": ("ddpm", 100, "full"),
     "dpm++-50": ("dpm++", 50, 16),
