@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from parasample.cli.pictures import images_figure
+from parasample.cli.pictures import _trajectory, fidelity_figure, images_figure
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "DPM-Solver++ 2M", "Euler ancestral with a longer name"])
@@ -25,3 +27,24 @@ def test_row_labels_keep_off_the_pictures(sampler: str, tmp_path: Path) -> None:
     assert first > 0
     assert (grey[:, first - 30 : first - 2] > 250).all(), "about 0.2 inches must stay white before them"
     assert (grey[:, : first - 30] < 200).any(), "the label is drawn"
+
+
+def test_distances_too_small_to_tell_are_marked(tmp_path: Path) -> None:
+    def row(label: str, rounds: int, value: float) -> dict[str, Any]:
+        return {"label": label, "rounds": rounds, "rms": value, "frechet": value}
+
+    rows = [row("ours", 3, 0.1), row("published", 5, 0.2), row("fewer steps", 3, 0.3)]
+    drawn = []
+    for last in (1e-5, 1e-9):
+        fidelity_figure([*rows, row("ours", 7, last)], 20, "title", tmp_path / "fidelity.png")
+        with Image.open(tmp_path / "fidelity.png") as image:
+            drawn.append(np.asarray(image.convert("L")))
+    assert (drawn[0] != drawn[1]).any(), "at the edge and below it look different"
+
+
+def test_the_trajectory_fills_its_picture() -> None:
+    figure = _trajectory(np.full((3, 10), 0.1), [2, 6, 10], torch.zeros(3, 8, 8, 3), ("title", "prompt"))
+    figure.canvas.draw()
+    below = min(axes.get_tightbbox().y0 for axes in figure.axes) / figure.dpi  # type: ignore[union-attr]
+    plt.close(figure)
+    assert 0.1 < below < 0.35, "inches of white below the lowest label"
