@@ -146,8 +146,8 @@ def _rows(case: Case, sequential: list[Sampled], parallel: list[Sampled]) -> lis
             {
                 "sampler": SAMPLERS[case.sampler][0], "steps": case.steps, "method": method,
                 "window": case.method.window if method == "parallel" else 1,
-                "rounds": statistics.median(s.rounds for s in samples),
-                "evaluations": statistics.median(s.evaluations for s in samples),
+                "rounds": statistics.median_high(s.rounds for s in samples),
+                "evaluations": statistics.median_high(s.evaluations for s in samples),
                 "seconds": seconds, "speedup": baseline / seconds,
                 "rms": statistics.median(errors) if method == "parallel" else 0.0,
             }

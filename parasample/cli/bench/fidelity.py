@@ -36,7 +36,7 @@ OTHER_SEEDS = 1_000_000  # the second sequential set starts here
 COLUMNS = {
     "method": "{label}", "tolerance": "{tolerance_text}", "rounds": "{rounds:g}",
     "evaluations": "{evaluations:.0f}",
-    "Frechet": "{frechet:.3f}", "agreement": "{agreement:.1%}",
+    "Frechet": "{frechet:.1e}", "agreement": "{agreement:.1%}",
     "RMS": "{rms:.1e}", "RMS p80": "{rms_p80:.1e}",
 }  # fmt: skip
 
