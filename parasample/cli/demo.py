@@ -189,7 +189,8 @@ def _show(report: dict[str, Any], output: Path) -> None:
     say(table(headers, lines, left=2))
     say()
     count = len(report["prompts"])
-    say(f"One picture at a time, medians over {count} prompts; {report['device']}; RMS error of the final "
+    medians = "one prompt" if count == 1 else f"medians over {count} prompts"
+    say(f"One picture at a time, {medians}; {report['device']}; RMS error of the final "
         "latents against sequential sampling, in units of their standard deviation.", wrap=True)  # fmt: skip
     if report["note"]:
         say()

@@ -11,7 +11,7 @@ import torch
 
 from parasample.cli.sampling import Case
 
-# Seconds that several prompts may take; with the build and the pictures a quiet machine needs 1.5 minutes.
+# Seconds that more than two prompts may take, without the trajectory and the pictures.
 PROMPTS_S = 80.0
 # Seconds that the whole demo may take before the sampler with the most steps is given fewer.
 MOST_S = 110.0
@@ -73,10 +73,16 @@ def fit(asked: Programme, step_s: float, prompts_given: bool, spent_s: float) ->
     """
     if not prompts_given:
         each = 2 * step_s * sum(case.steps for case in asked.cases)
-        asked = replace(asked, prompts=asked.prompts[: max(int(PROMPTS_S / each), 1)])
-    excess = asked.seconds(step_s) + 2 * spent_s - MOST_S
-    if excess <= 0:
-        return asked
+        asked = replace(asked, prompts=asked.prompts[: max(int(PROMPTS_S / each), 2)])
+    while (excess := asked.seconds(step_s) + 2 * spent_s - MOST_S) > 0:
+        if prompts_given or len(asked.prompts) == 1:
+            return _shorter(asked, step_s, excess)
+        asked = replace(asked, prompts=asked.prompts[:-1])
+    return asked
+
+
+def _shorter(asked: Programme, step_s: float, excess: float) -> Programme:
+    """The programme with fewer steps, so that it takes `excess` seconds less if it can."""
     longest = max(asked.cases, key=lambda case: case.steps)
     steps = int(longest.steps - excess / (2 * step_s * len(asked.prompts))) // 50 * 50
     if steps >= FEWEST_STEPS:

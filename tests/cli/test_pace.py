@@ -48,7 +48,7 @@ def test_a_quiet_machine_leaves_nothing_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step_s", "prompts", "ddpm"), [(0.015, 2, 1000), (0.035, 1, 1000), (0.08, 1, 350), (0.11, 1, 200)]
+    ("step_s", "prompts", "ddpm"), [(0.018, 2, 1000), (0.035, 1, 1000), (0.08, 1, 350), (0.11, 1, 200)]
 )
 def test_prompts_go_first_then_steps_of_the_longest(step_s: float, prompts: int, ddpm: int) -> None:
     fitted = fit(ASKED, step_s, prompts_given=False, spent_s=5)
