@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,8 @@ PLACES = {
     "diffusers": ("parasample/bridge/",),
     "torch.distributed": ("parasample/runtime/transports/",),
 }
+# With its CUDA builds; elsewhere the Triton kernels say that it is missing.
+COMES_WITH_TORCH = {"triton"}
 
 
 def sources() -> list[Path]:
@@ -78,8 +83,6 @@ def test_imports_go_down_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if layer(module_name(p.values[0])) in STANDARD_ONLY])
 def test_plans_need_the_standard_library_only(path: Path) -> None:
-    import sys
-
     outside = {module.partition(".")[0] for module in imported(path)} - {"parasample"}
     assert outside <= sys.stdlib_module_names
 
@@ -90,6 +93,15 @@ def test_libraries_have_their_place(path: Path) -> None:
     for library, places in PLACES.items():
         uses = {m for m in imported(path) if m == library or m.startswith(library + ".")}
         assert not uses or where.startswith(places), f"{library} belongs in {places}"
+
+
+def test_every_library_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    used = {module.partition(".")[0] for path in sources() for module in imported(path)}
+    libraries = used - set(sys.stdlib_module_names) - {"parasample", *COMES_WITH_TORCH}
+    # Pillow writes the pictures, called by Matplotlib and diffusers.
+    assert libraries == declared - {"pillow"}
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.values[0].name == "reference.py"])
