@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from parasample.cli import main
@@ -16,7 +17,7 @@ COMMANDS = (
     ["plan"],
     ["doctor"],
     ["bench"],
-    *(["bench", b] for b in ("rounds", "frontier", "fidelity", "overhead", "kernels")),
+    *(["bench", b] for b in ("rounds", "frontier", "fidelity", "overhead", "ranks", "kernels")),
 )
 
 
@@ -105,6 +106,29 @@ def test_bench_rounds_gives_the_published_rule_tolerances_of_its_own(
         ("published", 0.01), ("published", 1), ("secant", 0.02),
     ]  # fmt: skip
     assert rows[0]["rounds"] > rows[1]["rounds"] and rows[0]["rms"] < rows[1]["rms"]
+
+
+def test_bench_overhead_tells_the_model_from_the_rest(
+    capsys: pytest.CaptureFixture[str], model_folder: Path, tmp_path: Path
+) -> None:
+    options = ["bench", "overhead", "--quick", "--model", str(model_folder), "--output", str(tmp_path)]
+    rows = run_json(capsys, *options)["rows"]
+    assert [row["where"] for row in rows] == ["pipeline", "ps.sample"] * 2
+    assert all(0 < row["share"] < 1 and 0 < row["rounds"] < 100 for row in rows)
+    assert all((row["loop_ms"] > 0) == (row["where"] == "pipeline") for row in rows)
+
+
+def test_a_rank_of_bench_ranks_answers(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tmp_path / "task.json"
+    task.write_text(
+        json.dumps({"sampler": "ddim", "steps": 10, "window": "full", "batch": 1, "guidance": 5.0})
+    )
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["bench", "ranks", "--worker", str(task), "--model", str(model_folder)]) == 0
+    answer = torch.load(task.with_suffix(".answer"), weights_only=True)
+    assert answer["seconds"] > 0 and 1 < answer["rounds"] <= 10 and answer["latents"].isfinite().all()
 
 
 def test_a_wrong_model_folder_is_an_error_in_words(
