@@ -63,8 +63,8 @@ class PicardHandle(Handle):
     def _check(self, modules: dict[str, nn.Module]) -> None:
         if self.config.control != "host":
             raise ConfigError(
-                f"control={self.config.control!r} is for ps.sample: a pipeline's own loop asks for every state; "
-                'pass control="host"'
+                f"control={self.config.control!r} is for ps.sample: a pipeline's own loop asks for every "
+                'state; pass control="host"'
             )
         _require_readable(self._scheduler)
 

@@ -64,8 +64,7 @@ def choose_split(graph: BlockGraph, config: Async) -> Split:
         if split.components != config.components:
             raise ConfigError(
                 f"split names {split.components} components, expected components={config.components}; "
-                f"give every "
-                f"component 0..{config.components - 1} a module"
+                f"give every component 0..{config.components - 1} a module"
             )
         return split
     if config.extrapolate is None:

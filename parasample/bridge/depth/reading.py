@@ -15,10 +15,9 @@ from parasample.config import Async
 from parasample.errors import ConfigError, UnsupportedPipelineError
 from parasample.plan.schedule import Reading, flows_forward
 
-# How far ahead of the latents at hand a component may work by default when the sampler adds no noise, in
-# steps: up to here predicted latents were more accurate than extrapolated hidden states, beyond they were
-# not.
-NEAR = 3
+# Up to here predicted latents were more accurate than extrapolated hidden states where the sampler adds no noise
+# and every step has its batch; with longer strides, or noise, they always were.
+NEAR_COMPONENTS = 3
 
 Sites = list[tuple[DepthDenoiser, Site]]
 
@@ -68,7 +67,7 @@ def choose_reading(
     if wanted in ("linear", None) or read is None:
         return "stale", wanted == "linear"
     quiet = not read.table.stochastic
-    near = config.components * config.stride - 1 <= NEAR or not quiet
+    near = config.components <= NEAR_COMPONENTS or config.stride > 1 or not quiet
     if wanted == "latents" or (forward and near and not reason and not config.time_shift):
         return "ahead", quiet
     return "stale", quiet

@@ -16,9 +16,9 @@ MINOR_SHARE = 0.1
 def explicit_split(graph: BlockGraph, components: Mapping[str, int]) -> Split:
     """Each block goes to the component of the longest module path that it lies in.
 
-    `{"down_blocks": 0, "mid_block": 0, "up_blocks": 1}` is enough for a U-Net: blocks that cost less than a tenth
-    may be left out and go where the fewest bytes travel, and the output is with the last component. "" stands
-    for all blocks that nothing else names.
+    `{"down_blocks": 0, "mid_block": 0, "up_blocks": 1}` is enough for a U-Net: blocks that cost less than a
+    tenth may be left out and go where the fewest bytes travel, and the output is with the last component. ""
+    stands for all blocks that nothing else names.
 
     Raises:
         ConfigError: when a path matches no block, components are not 0..N-1, or a costly block is missing.
