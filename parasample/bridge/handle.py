@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
@@ -95,7 +95,7 @@ class Handle(ABC):
         if getattr(self.pipe, "scheduler", None) is self._wrapped:
             object.__setattr__(self.pipe, "scheduler", self._scheduler)
 
-    def __enter__(self) -> Handle:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -78,4 +78,31 @@ def set_sampler(pipe: Any, name: str, num_steps: int) -> str:
     return title
 
 
-__all__ = ["SAMPLERS", "default_device", "load_pipeline", "set_sampler"]
+def random_stable_diffusion(unet: dict[str, Any], size: int, seed: int = 0) -> tuple[Any, dict[str, Any]]:
+    """A Stable Diffusion pipeline with random weights, and the arguments of a call that gives latents.
+
+    Args:
+        unet: settings of the U-Net, as `UNet2DConditionModel` takes them.
+        size: height and width of the latents.
+        seed: of weights and prompt embeddings.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = diffusers.UNet2DConditionModel(**unet).eval()
+        vae = diffusers.AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4).eval()
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=vae, text_encoder=None, tokenizer=None, unet=model,
+        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    width = model.config.cross_attention_dim
+    call = {
+        "prompt_embeds": torch.randn(1, 77, width, generator=generator), "guidance_scale": 1.0,
+        "height": size, "width": size, "output_type": "latent",
+    }  # fmt: skip
+    return pipe, call
+
+
+__all__ = ["SAMPLERS", "default_device", "load_pipeline", "random_stable_diffusion", "set_sampler"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from parasample.cli.bench.fidelity import frechet_distance
+from parasample.cli.bench.judge import frechet_distance
 
 
 def test_distance_to_itself_is_zero() -> None:

@@ -73,8 +73,8 @@ def require_same_call(
         ranks.require_same("the method", _bits(repr(config)))
         ranks.require_same("the schedule", timesteps.double())
     latents = arguments[denoiser.latents_name]
-    ranks.require_same("the latents' shape", _bits(f"{latents.shape} {latents.dtype}".ljust(80)))
-    ranks.require_same("the latents", latents)
+    ranks.require_same("the shape of the latents", _bits(f"{latents.shape} {latents.dtype}".ljust(80)))
+    ranks.require_same("the tensor of latents", latents)
     rest = tree_leaves({name: value for name, value in arguments.items() if name != denoiser.latents_name})
     tensors = [leaf for leaf in rest if isinstance(leaf, Tensor)]
     content = [

@@ -11,6 +11,7 @@ from parasample.bridge.depth.run import DepthRun
 from parasample.bridge.handle import Handle
 from parasample.config import Async
 from parasample.errors import ConfigError
+from parasample.plan.schedule import Schedule
 
 
 class AsyncHandle(Handle):
@@ -25,6 +26,11 @@ class AsyncHandle(Handle):
         self.config = config
         self.emulated = emulated
         super().__init__(pipe)
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        """Of the last call of the pipeline: who did what, for each of its calls of a denoiser in a step."""
+        return self._run.schedules if isinstance(self._run, DepthRun) else []
 
     def _check(self, modules: dict[str, nn.Module]) -> None:
         expected, found = self.config.num_ranks, self._ranks.size

@@ -58,6 +58,11 @@ class DepthRun:
         self._began_at = self._step_began_at = time.perf_counter()
         self._bytes_before = 0
 
+    @property
+    def schedules(self) -> list[Schedule]:
+        """Of each of the pipeline's calls of a denoiser in a step."""
+        return [site.runners[0].schedule for _, site in self._sites]
+
     # ------------------------------------------------------------------ the denoiser's side
 
     def call(self, denoiser: DepthDenoiser, call: dict[str, Any]) -> Any:

@@ -8,27 +8,19 @@ latents.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 import parasample as ps
 from parasample.bridge.load import SAMPLERS
-from parasample.cli.bench.results import Results, open_pipeline, prompts_for, spread
+from parasample.cli.bench.judge import Judge, Judged, Sample, frechet_distance
+from parasample.cli.bench.results import Results, open_pipeline, spread
 from parasample.cli.sampling import (
     Case,
-    Sampled,
-    decode,
     relative_rms,
     sample_parallel,
-    sample_rounds,
     sample_sequential,
 )
 from parasample.cli.text import progress
-from parasample.models import CLASS_PROMPTS, load_classifier
 
 EXAMPLE = "fidelity --samples 2000 --window full"
 TOLERANCES = (0.001, 0.01, 0.03, 0.1, 0.3)
@@ -39,17 +31,6 @@ COLUMNS = {
     "Frechet": "{frechet:.1e}", "agreement": "{agreement:.1%}",
     "RMS": "{rms:.1e}", "RMS p80": "{rms_p80:.1e}",
 }  # fmt: skip
-
-
-@dataclass
-class Judged:
-    """A row's samples as the classifier sees them."""
-
-    latents: Tensor
-    features: Tensor
-    agreement: float
-    rounds: list[float]
-    evaluations: float
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +72,7 @@ class _Fidelity:
     def __init__(self, args: argparse.Namespace, pipe: Any, results: Results) -> None:
         self.args, self.pipe, self.results = args, pipe, results
         self.window = args.window if args.window == "full" else int(args.window)
-        self.classifier = load_classifier().to(pipe.device)
+        self.judge = Judge(pipe)
         self.bar: Any = None
         self._reference: Judged | None = None
 
@@ -113,7 +94,7 @@ class _Fidelity:
             self._row("fewer steps", None, steps, self._sequential(steps))
 
     def _row(
-        self, label: str, tolerance: float | None, steps: int, sample: Callable[..., Sampled], offset: int = 0
+        self, label: str, tolerance: float | None, steps: int, sample: Sample, offset: int = 0
     ) -> dict[str, Any]:
         args = self.args
         settings = {
@@ -142,51 +123,18 @@ class _Fidelity:
             self._reference = self._judge(self._sequential(self.args.steps), 0)
         return self._reference
 
-    def _sequential(self, steps: int) -> Callable[..., Sampled]:
+    def _sequential(self, steps: int) -> Sample:
         case = Case(self.args.sampler, steps, ps.Picard())
         return lambda *call: sample_sequential(self.pipe, case, *call)
 
-    def _parallel(self, method: ps.Picard) -> Callable[..., Sampled]:
+    def _parallel(self, method: ps.Picard) -> Sample:
         case = Case(self.args.sampler, self.args.steps, method).for_steps(self.args.steps)
         return lambda *call: sample_parallel(self.pipe, case, *call)
 
-    @torch.no_grad()
-    def _judge(self, sample: Callable[..., Sampled], offset: int) -> Judged:
-        args, right, evaluations = self.args, 0, 0
-        rounds: list[float] = []
-        latents, features = [], []
-        for first in range(0, args.samples, args.batch):
-            seeds = list(range(first, min(first + args.batch, args.samples)))
-            found = sample(prompts_for(seeds), args.guidance, [seed + offset for seed in seeds])
-            images = decode(self.pipe, found.latents).permute(0, 3, 1, 2) * 2 - 1
-            logits, feature = self.classifier(images.to(self.pipe.device))
-            labels = torch.tensor([seed % len(CLASS_PROMPTS) for seed in seeds])
-            right += int((logits.argmax(1).cpu() == labels).sum())
-            rounds += sample_rounds(found.stats) if found.stats else [float(found.rounds)] * len(seeds)
-            evaluations += found.evaluations
-            latents.append(found.latents)
-            features.append(feature.cpu())
-            self.bar.update(len(seeds))
-        count = args.samples
-        return Judged(torch.cat(latents), torch.cat(features), right / count, rounds, evaluations / count)
+    def _judge(self, sample: Sample, offset: int) -> Judged:
+        return self.judge(
+            sample, self.args.guidance, self.args.samples, self.args.batch, offset, self.bar.update
+        )
 
 
-def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Frechet distance of Gaussians fitted to two sets of features [N, F] (arXiv 1706.08500, eq. 6); fp64."""
-    means, covariances = [], []
-    for features in (first.double(), second.double()):
-        means.append(features.mean(dim=0))
-        covariances.append(torch.cov(features.T))
-    # tr sqrt(C1 C2) = tr sqrt(C1^1/2 C2 C1^1/2), whose argument is symmetric.
-    root = _matrix_root(covariances[0])
-    cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
-    distance = (means[0] - means[1]).square().sum() + sum(c.trace() for c in covariances) - 2 * cross
-    return max(float(distance), 0.0)
-
-
-def _matrix_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
-
-
-__all__ = ["add_options", "frechet_distance", "run"]
+__all__ = ["add_options", "run"]

@@ -10,9 +10,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import torch
 import parasample as ps
 from parasample.bridge.load import load_pipeline, set_sampler
 from parasample.cli.bench.results import Results, prompts_for
+from parasample.cli.bench.torchrun import launch
 from parasample.cli.sampling import call_pipeline
 from parasample.cli.text import progress
 from parasample.models import demo_model_path
@@ -55,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     cases = CASES[:1] if args.quick else CASES
     pairs = 2 if args.quick else args.pairs
     results = Results("ranks", args)
+    model = ("--model", str(args.model)) if args.model else ()
     with progress(len(cases) * pairs * 2, "ranks", "run") as bar:
         for sampler, steps, window in cases:
             settings = {
@@ -67,28 +66,11 @@ def run(args: argparse.Namespace) -> int:
             measured: dict[int, list[dict[str, Any]]] = {1: [], args.ranks: []}
             for _ in range(pairs):
                 for count, runs in measured.items():
-                    runs.append(_launch(count, settings, args))
+                    runs.append(launch("ranks", count, settings, args.device, *model))
                     bar.update()
             results.add(settings, _figures(measured[1], measured[args.ranks]))
     results.show(COLUMNS, args.json)
     return 0
-
-
-def _launch(count: int, settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Run the case in `count` processes; what their first rank measured."""
-    with tempfile.TemporaryDirectory() as folder:
-        task = Path(folder) / "task.json"
-        task.write_text(json.dumps(settings))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        command += ["-m", "parasample.cli", "bench", "ranks", "--worker", str(task)]
-        if args.model:
-            command += ["--model", str(args.model)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"a run on {count} ranks failed:\n{done.stderr[-2000:]}")
-        answer = task.with_suffix(".answer")
-        return torch.load(answer, weights_only=True)
 
 
 def _work(args: argparse.Namespace) -> int:
