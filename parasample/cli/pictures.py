@@ -38,9 +38,9 @@ STYLE = {
 
 
 def images_figure(strips: list[tuple[dict[str, Any], Tensor]], prompts: list[str], path: Path) -> None:
-    """Write one row of pictures [prompts, H, W, 3] per table row; two rows belong together."""
+    """Write one row of pictures [prompts, H, W, 3] per table row: pairs, and maybe one more."""
     tile, gap, pair_gap, top = 0.95, 0.05, 0.3, 0.95
-    pairs = len(strips) // 2
+    pairs = -(-len(strips) // 2)
     left = 0.3 + max(_inches(text, **look) for row, _ in strips for _, text, look in _label(row)) + 0.3
     width = left + len(prompts) * (tile + gap) + 0.3
     height = top + len(strips) * tile + pairs * gap + (pairs - 1) * pair_gap + 0.25
@@ -65,9 +65,14 @@ def images_figure(strips: list[tuple[dict[str, Any], Tensor]], prompts: list[str
 def _label(row: dict[str, Any]) -> list[tuple[float, str, dict[str, Any]]]:
     """What stands beside a row of pictures: lines above its middle, text and look of each part."""
     parallel = row["method"] == "parallel"
-    colour = ACCENT if parallel else INK
+    colour = INK if row["method"] == "sequential" else ACCENT
     name = f"{row['sampler']}, {row['steps']} steps"
-    detail = f"{row['rounds']:.0f} rounds, {row['seconds']:.1f} s"
+    timed = row["seconds"] is not None
+    detail = (
+        f"{row['rounds']:.0f} rounds, {row['seconds']:.1f} s"
+        if timed
+        else f"time of {row['rounds']:.0f} steps"
+    )
     lines = [] if parallel else [(2.2, name, {"fontsize": 9.5, "weight": "bold"})]
     return [
         *lines,

@@ -182,3 +182,9 @@ def sequential_seconds(schedule: Schedule, costs: Costs) -> float:
 def predicted_speedup(schedule: Schedule, costs: Costs) -> float:
     """How many times as fast as one device the schedule is."""
     return sequential_seconds(schedule, costs) / simulate(schedule, costs).seconds
+
+
+def critical_path(schedule: Schedule) -> float:
+    """How many sequential steps take as long as the schedule by its graph's costs, exchange not counted."""
+    costs = Costs([block.cost for block in schedule.graph.blocks])
+    return simulate(schedule, costs).seconds / (schedule.graph.total_cost or 1.0)

@@ -57,7 +57,9 @@ def test_demo_writes_pictures_and_a_table(
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 300
     assert json.loads((tmp_path / "table.json").read_text())["rows"] == report["rows"]
-    sequential, parallel = report["rows"][::2], report["rows"][1::2]
+    *pairs, depth = report["rows"]
+    sequential, parallel = pairs[::2], pairs[1::2]
+    assert depth["method"] == "2 devices" and 0 < depth["rms"] < 0.2 and depth["speedup"] > 1
     assert all(p["rounds"] < s["rounds"] for s, p in zip(sequential, parallel, strict=True))
     assert all(row["rms"] < 0.05 for row in parallel)
     assert report["verdict"]

@@ -8,6 +8,7 @@ that many steps. Frechet distance and agreement are as in `bench fidelity`, RMS 
 from __future__ import annotations
 
 import argparse
+import statistics
 from typing import Any
 
 import parasample as ps
@@ -18,7 +19,7 @@ from parasample.cli.bench.results import Results, open_pipeline, spread
 from parasample.cli.sampling import Case, Sampled, call_pipeline, relative_rms, sample_sequential
 from parasample.cli.text import progress
 from parasample.plan.schedule import Schedule
-from parasample.plan.simulate import Costs, simulate
+from parasample.plan.simulate import critical_path
 
 EXAMPLE = "depth --samples 200 --cases dpm++-50 --components 2 3 4 --warm-up 1 3"
 RULES: dict[str, str | None] = {"published": None, "auto": "auto"}
@@ -105,7 +106,9 @@ class _Depth:
 
         settings = self._settings(label, sampler, steps, components, stride, warm_up)
         return self._measured(
-            settings, sample, lambda: {"path": _path(schedules), "kilobytes": sent[0] / 1e3}
+            settings,
+            sample,
+            lambda: {"path": statistics.median(map(critical_path, schedules)), "kilobytes": sent[0] / 1e3},
         )
 
     def _yardstick(self, sampler: str, steps: int, row: dict[str, Any]) -> None:
@@ -150,12 +153,3 @@ class _Depth:
     def _judge(self, sample: Sample) -> Judged:
         args = self.args
         return self.judge(sample, args.guidance, args.samples, args.batch, 0, self.bar.update)
-
-
-def _path(schedules: list[Schedule]) -> float:
-    """Sequential steps that take as long as the run, exchange not counted; the median over calls."""
-    paths = []
-    for schedule in schedules:
-        costs = Costs([block.cost for block in schedule.graph.blocks])
-        paths.append(simulate(schedule, costs).seconds / schedule.graph.total_cost)
-    return sorted(paths)[len(paths) // 2]
