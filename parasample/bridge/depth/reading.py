@@ -15,9 +15,10 @@ from parasample.config import Async
 from parasample.errors import ConfigError, UnsupportedPipelineError
 from parasample.plan.schedule import Reading, flows_forward
 
-# Up to here predicted latents were more accurate than extrapolated hidden states where the sampler adds no
-# noise and every step has a batch of its own; with longer strides, or noise, they always were.
-NEAR_COMPONENTS = 3
+# Where predicted latents were more accurate than extrapolated or stale hidden states, measured: without noise up
+# to three components, and with any stride; with noise as far as two steps ahead.
+QUIET_COMPONENTS = 3
+NOISY_STEPS_AHEAD = 2
 
 Sites = list[tuple[DepthDenoiser, Site]]
 
@@ -67,7 +68,10 @@ def choose_reading(
     if wanted in ("linear", None) or read is None:
         return "stale", wanted == "linear"
     quiet = not read.table.stochastic
-    near = config.components <= NEAR_COMPONENTS or config.stride > 1 or not quiet
+    if quiet:
+        near = config.components <= QUIET_COMPONENTS or config.stride > 1
+    else:
+        near = config.components * config.stride - 1 <= NOISY_STEPS_AHEAD
     if wanted == "latents" or (forward and near and not reason and not config.time_shift):
         return "ahead", quiet
     return "stale", quiet
