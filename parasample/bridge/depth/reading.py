@@ -15,8 +15,8 @@ from parasample.config import Async
 from parasample.errors import ConfigError, UnsupportedPipelineError
 from parasample.plan.schedule import Reading, flows_forward
 
-# Where predicted latents were more accurate than extrapolated or stale hidden states, measured: without noise up
-# to three components, and with any stride; with noise as far as two steps ahead.
+# Where predicted latents were more accurate than extrapolated or stale hidden states, measured: without noise
+# up to three components, and with any stride; with noise as far as two steps ahead.
 QUIET_COMPONENTS = 3
 NOISY_STEPS_AHEAD = 2
 
