@@ -11,6 +11,7 @@ from parasample.bridge.depth.run import DepthRun
 from parasample.bridge.handle import Handle
 from parasample.config import Async
 from parasample.errors import ConfigError
+from parasample.runtime.sharding import require_shardable
 
 
 class AsyncHandle(Handle):
@@ -25,6 +26,13 @@ class AsyncHandle(Handle):
         self.config = config
         self.emulated = emulated
         super().__init__(pipe)
+        if config.shard_weights:
+            try:
+                for denoiser in self._denoisers:
+                    denoiser.put_weights_aside()  # type: ignore[attr-defined]
+            except BaseException:
+                self.restore()
+                raise
 
     def _check(self, modules: dict[str, nn.Module]) -> None:
         expected, found = self.config.num_ranks, self._ranks.size
@@ -38,7 +46,14 @@ class AsyncHandle(Handle):
                 f"stride such "
                 f"that components + stride - 1 is {found}"
             )
+        if self.emulated and self.config.shard_weights:
+            raise ConfigError(
+                "emulated=True plays all ranks in one process, which needs all weights; pass "
+                "shard_weights=False"
+            )
         for name, module in modules.items():
+            if self.config.shard_weights:
+                require_shardable(module)
             if hasattr(module, "_orig_mod"):
                 raise ConfigError(
                     f"{name} is compiled as a whole, so that its blocks cannot be told apart; compile its "

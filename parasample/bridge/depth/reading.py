@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from parasample.bridge.depth.arguments import with_states
+from parasample.bridge.depth.cut import Cut
 from parasample.bridge.depth.denoiser import DepthDenoiser, Site
 from parasample.bridge.scheduler_wrap import StepCall
 from parasample.bridge.schedulers import ReadScheduler, read_scheduler
@@ -15,8 +16,8 @@ from parasample.config import Async
 from parasample.errors import ConfigError, UnsupportedPipelineError
 from parasample.plan.schedule import Reading, flows_forward
 
-# Up to here predicted latents were more accurate than extrapolated hidden states where the sampler adds no noise
-# and every step has its batch; with longer strides, or noise, they always were.
+# Up to here predicted latents were more accurate than extrapolated hidden states where the sampler adds no
+# noise and every step has its batch; with longer strides, or noise, they always were.
 NEAR_COMPONENTS = 3
 
 Sites = list[tuple[DepthDenoiser, Site]]
@@ -36,6 +37,24 @@ def read_for(
         return None, str(error)
     given = all(_gives(site.latents, call.sample * read.table.input_scale[0]) for _, site in sites)
     return read, "" if given else "the pipeline changes the latents before the denoiser"
+
+
+def expected_reading(config: Async, scheduler: Any, first_index: int, cut: Cut) -> Reading:
+    """What `choose_reading` will likely find, before the first step has shown the pipeline's settings."""
+    if config.extrapolate in ("linear", None) or not flows_forward(cut.graph, cut.split):
+        return "stale"
+    if config.extrapolate == "latents":
+        return "ahead"
+    try:
+        read = read_scheduler(scheduler, begin_index=first_index)
+    except (ConfigError, UnsupportedPipelineError):
+        return "stale"
+    return "ahead" if _may_look_ahead(config, read) else "stale"
+
+
+def _may_look_ahead(config: Async, read: ReadScheduler) -> bool:
+    near = config.components <= NEAR_COMPONENTS or config.stride > 1 or read.table.stochastic
+    return near and not config.time_shift
 
 
 def _gives(latents: Tensor, states: Tensor) -> bool:
@@ -67,7 +86,6 @@ def choose_reading(
     if wanted in ("linear", None) or read is None:
         return "stale", wanted == "linear"
     quiet = not read.table.stochastic
-    near = config.components <= NEAR_COMPONENTS or config.stride > 1 or not quiet
-    if wanted == "latents" or (forward and near and not reason and not config.time_shift):
+    if wanted == "latents" or (forward and not reason and _may_look_ahead(config, read)):
         return "ahead", quiet
     return "stale", quiet
