@@ -7,6 +7,7 @@ has by then.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ class ShardedWeights:
             for view in piece.views:
                 tensor = getattr(view.module, view.name)
                 tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        _give_memory_back()
 
     @property
     def complete(self) -> bool:
@@ -156,6 +158,12 @@ class ShardedWeights:
                 )
             view, start = view[count:], start + count
         return flat
+
+
+def _give_memory_back() -> None:
+    """Let the C library return what was freed between other things, where it has a way."""
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def require_shardable(denoiser: nn.Module) -> None:

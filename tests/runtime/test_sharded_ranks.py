@@ -35,10 +35,10 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     return [torch.load(path, weights_only=False) for path in results]
 
 
-EXACT = ["warm-up-all", "warm-up-nested", "transformer", "two-calls"]
+EXACT = ["warm-up-all", "transformer", "two-calls"]
 
 
-@pytest.mark.parametrize("job", [*EXACT, "ahead", "stride", "published", "linear", "found-late"])
+@pytest.mark.parametrize("job", [*EXACT, "ahead", "stride", "published", "linear"])
 def test_all_ranks_agree_calls_repeat_and_weights_come_back(job: str, together: Answers) -> None:
     for answers in together:
         found = answers[job]
@@ -66,6 +66,8 @@ def test_sharding_changes_no_bit_after_the_warm_up(job: str, together: Answers) 
 
 def test_what_only_the_first_step_shows_still_counts(together: Answers) -> None:
     for answers in together:
+        assert "error" not in answers["found-late"], answers["found-late"]
+        assert torch.equal(answers["found-late"]["sample"], together[0]["found-late"]["sample"])
         assert torch.equal(answers["found-late"]["sample"], answers["found-late"]["known"])
         assert not torch.equal(answers["found-late"]["sample"], answers["found-late"]["sequential"])
 

@@ -7,9 +7,10 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import torch.distributed as dist
-from tiny_pipelines import PIPELINES, _unet, run, stable_diffusion
+from tiny_pipelines import PIPELINES, run, stable_diffusion, stable_diffusion_3
 from torch import Tensor, nn
 
 import parasample as ps
@@ -17,7 +18,18 @@ from parasample.bridge.depth import reading
 from parasample.plan.partition import report
 
 SPLIT = {"down_blocks": 0, "mid_block": 0, "up_blocks": 1}
-NESTED = {"down_blocks.0": 1, "down_blocks.1": 0, "mid_block": 0, "up_blocks": 1}  # 1 reads 0, which reads 1
+LAYERS = {
+    "pos_embed": 0,
+    "time_text_embed": 0,
+    "context_embedder": 0,
+    "transformer_blocks.0": 0,
+    "transformer_blocks.1": 1,
+    "norm_out": 1,
+    "proj_out": 1,
+}
+# Component 1 reads component 0, which reads component 1.
+NESTED = {"down_blocks.0": 1, "down_blocks.1": 0, "mid_block": 0, "up_blocks": 1}
+NESTED_LAYERS = LAYERS | {"transformer_blocks.0": 1, "transformer_blocks.1": 0}
 
 
 def tensors(model: nn.Module) -> list[Tensor]:
@@ -56,32 +68,32 @@ def sample(name: str, config: ps.Async, **call: Any) -> dict[str, Any]:
 
 def unsharded(config: dict[str, Any]) -> dict[str, Any]:
     """Both ways with the same split."""
-    found = sample("StableDiffusion", ps.Async(2, shard_weights=True, **config))
+    found = sample("StableDiffusion3", ps.Async(2, shard_weights=True, **config))
     torch.manual_seed(0)
-    pipe, call = stable_diffusion()
+    pipe, call = stable_diffusion_3()
     with ps.parallelize(pipe, ps.Async(2, **config)):
         return found | {"unsharded": run(pipe, call)}
 
 
 def found_late() -> dict[str, Any]:
     """Only the first step shows that the sampler draws noise, so that components work ahead after all."""
-    config = ps.Async(2, warm_up=2, split=SPLIT, shard_weights=True)
-    known = sample("StableDiffusion", config, eta=1.0)
-    reading.NEAR_COMPONENTS, near = 1, reading.NEAR_COMPONENTS
-    try:
-        found = sample("StableDiffusion", config, eta=1.0)
-    finally:
-        reading.NEAR_COMPONENTS = near
-    return found | {"known": known["sample"]}
+    torch.manual_seed(0)
+    pipe, call = stable_diffusion(eta=1.0)
+    sequential = run(pipe, call)
+    with ps.parallelize(pipe, ps.Async(2, warm_up=2, split=SPLIT, shard_weights=True)):
+        reading.NEAR_COMPONENTS, near = 1, reading.NEAR_COMPONENTS
+        try:
+            found = run(pipe, call)
+        finally:
+            reading.NEAR_COMPONENTS = near
+        return {"sample": found, "known": run(pipe, call), "sequential": sequential}
 
 
 def sizes_change() -> dict[str, Any]:
-    """One handle through calls of other resolutions and batch sizes, back to the first."""
+    """One handle through calls of other resolutions, back to the first."""
     torch.manual_seed(0)
-    pipe, call = stable_diffusion(2)
-    bigger = call | {"height": 16, "width": 16}
-    single = {key: value[:1] if isinstance(value, Tensor) else value for key, value in call.items()}
-    calls = (call, bigger, single, call)
+    pipe, call = stable_diffusion_3()
+    calls = (call, call | {"height": 16, "width": 16}, call)
     expected = [run(pipe, arguments) for arguments in calls]
     with ps.parallelize(pipe, ps.Async(2, warm_up=100, shard_weights=True)):
         return {"samples": [run(pipe, arguments) for arguments in calls], "expected": expected}
@@ -94,8 +106,8 @@ class Broken(Exception):
 def broken_on(rank: int, at_call: int) -> dict[str, Any]:
     """The denoiser of one rank fails; the weights must come back on all, and the pipeline work again."""
     torch.manual_seed(0)
-    pipe, call = stable_diffusion()
-    expected, before = run(pipe, call), copies(pipe.unet)
+    pipe, call = stable_diffusion_3()
+    expected, before = run(pipe, call), copies(pipe.transformer)
     calls = 0
 
     def fail(*_: Any) -> None:
@@ -107,16 +119,19 @@ def broken_on(rank: int, at_call: int) -> dict[str, Any]:
     found: dict[str, Any] = {"error": "none"}
     hook = None
     try:
-        with ps.parallelize(pipe, ps.Async(2, split=SPLIT, shard_weights=True)):
+        with ps.parallelize(pipe, ps.Async(2, split=LAYERS, shard_weights=True)):
             run(pipe, call)  # finds the split: calls of the model that are none of the loop's
-            hook = pipe.unet.time_embedding.register_forward_hook(fail)
+            hook = pipe.transformer.time_text_embed.register_forward_hook(fail)
             run(pipe, call)
     except Exception as error:
         found = {"error": type(error).__name__, "message": str(error), "calls": calls}
     finally:
         if hook is not None:
             hook.remove()
-    return found | {"restored": same_bits(pipe.unet, before), "works": torch.equal(run(pipe, call), expected)}
+    return found | {
+        "restored": same_bits(pipe.transformer, before),
+        "works": torch.equal(run(pipe, call), expected),
+    }
 
 
 def resident_bytes() -> int:
@@ -127,22 +142,25 @@ def resident_bytes() -> int:
 
 
 def memory() -> dict[str, Any]:
-    """A model of 90 MB: what a rank holds of it, counted and as the kernel sees it."""
-    torch.manual_seed(dist.get_rank())  # so that no page is shared with the other rank
-    pipe, call = stable_diffusion()
-    pipe.unet = _unet(block_out_channels=(160, 320), layers_per_block=2, attention_head_dim=8)
-    before, whole = copies(pipe.unet), weight_bytes(pipe.unet)
-    full = resident_bytes()
+    """A model of 70 MB: what a rank holds of it, counted and as the kernel sees it."""
+    torch.manual_seed(dist.get_rank())
+    pipe, call = stable_diffusion_3()
+    pipe.transformer = model = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=64,
+        num_attention_heads=8, caption_projection_dim=512, joint_attention_dim=8, pooled_projection_dim=8,
+        pos_embed_max_size=8,
+    ).eval()  # fmt: skip
+    before, whole, full = copies(model), weight_bytes(model), resident_bytes()
     handle = ps.parallelize(pipe, ps.Async(2, warm_up=2, shard_weights=True))
-    aside, none = weight_bytes(pipe.unet), resident_bytes()
+    aside, none = weight_bytes(model), resident_bytes()
     run(pipe, call, num_inference_steps=3)
-    held, part = weight_bytes(pipe.unet), resident_bytes()
+    held, part = weight_bytes(model), resident_bytes()
     cut = handle._denoisers[0].cut  # type: ignore[attr-defined]
     shares = report(cut.graph, cut.split).weight_shares
     handle.restore()
     return {
         "whole": whole, "aside": aside, "held": held, "shares": shares, "freed": full - none,
-        "resident": part - none, "restored": same_bits(pipe.unet, before),
+        "resident": part - none, "restored": same_bits(model, before),
     }  # fmt: skip
 
 
@@ -150,14 +168,13 @@ def jobs() -> dict[str, Any]:
     """By name, for a group of two ranks."""
     all_steps = {"warm_up": 100, "shard_weights": True}  # more than there are
     return {
-        "warm-up-all": lambda: sample("StableDiffusion", ps.Async(2, **all_steps)),
-        "warm-up-nested": lambda: sample("StableDiffusion", ps.Async(2, split=NESTED, **all_steps)),
+        "warm-up-all": lambda: sample("StableDiffusion", ps.Async(2, split=NESTED, **all_steps)),
         "transformer": lambda: sample("StableDiffusion3", ps.Async(2, **all_steps)),
         "two-calls": lambda: sample("Flux-true-cfg", ps.Async(2, **all_steps)),
-        "ahead": lambda: sample("StableDiffusionXL", ps.Async(2, warm_up=2, shard_weights=True)),
-        "stride": lambda: sample("StableDiffusion", ps.Async(1, stride=2, shard_weights=True)),
-        "published": lambda: unsharded({"split": NESTED, "extrapolate": None}),
-        "linear": lambda: unsharded({"split": SPLIT, "extrapolate": "linear", "warm_up": 2}),
+        "ahead": lambda: sample("StableDiffusion3", ps.Async(2, warm_up=2, shard_weights=True)),
+        "stride": lambda: sample("StableDiffusion3", ps.Async(1, stride=2, shard_weights=True)),
+        "published": lambda: unsharded({"split": NESTED_LAYERS, "extrapolate": None}),
+        "linear": lambda: unsharded({"split": LAYERS, "extrapolate": "linear", "warm_up": 2}),
         "found-late": found_late,
         "sizes": sizes_change,
         "broken-first-step": lambda: broken_on(1, 1),
