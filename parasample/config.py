@@ -178,7 +178,9 @@ class Async:
             component works ahead, on the latents predicted for the step in which it will be finished; needs
             a split whose components follow one another. "auto": "latents" where it can, else "linear" for
             samplers without noise, else None.
-        shard_weights: keep only the weights of a rank's own components on its device.
+        shard_weights: a rank keeps only the weights of its own component; the others wait in a file in TMPDIR
+            until `restore()`. The warm-up then runs as a pipeline across the ranks. Call `pipe.to("cuda")`
+            after `parallelize`: it moves what is kept. Splits are then balanced by operations, not times.
 
     Raises:
         ConfigError: for a value outside the ranges above.

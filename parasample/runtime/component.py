@@ -45,6 +45,11 @@ class Template:
         return [leaves[places[0]] for places in self.places]
 
     @property
+    def output_like(self) -> Any:
+        """An output of this structure made of meta tensors."""
+        return tree_unflatten(list(self.like), self.spec)
+
+    @property
     def parts_like(self) -> list[Tensor]:
         """Meta tensors as `parts` gives them."""
         return [self.like[places[0]] for places in self.places]
@@ -94,6 +99,12 @@ class Templates:
         """Whether another block made this tensor, unchanged since."""
         made = self._made.get(id(leaf))
         return made is not None and made[1] == _version(leaf)
+
+    def put_on(self, device: torch.device) -> None:
+        """Say where outputs will lie, if they were recorded elsewhere."""
+        for template in self.of:
+            if template is not None:
+                template.device = device
 
     def __getitem__(self, block: int) -> Template:
         template = self.of[block]
@@ -153,6 +164,13 @@ class ComponentRunner:
         self._lent: list[
             tuple[int, Tensor, int]
         ] = []  # tensors that must not change in place, their versions
+
+    def release(self) -> None:
+        """Hold nothing that lies in the exchange's memory: its channels are about to be replaced."""
+        self.settle()
+        for values in self._values.values():
+            for value in values:
+                value.parts = [part.clone() for part in value.parts]
 
     def connect(self, exchange: Exchange, places: dict[Wire, list[int]]) -> None:
         """Use an exchange whose channels are open."""

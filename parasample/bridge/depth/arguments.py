@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from parasample.bridge.denoiser import TIMESTEP_ARGUMENTS
 from parasample.bridge.timesteps import TracedTimestep, untraced
@@ -49,6 +49,13 @@ def at_step(
                 )
             arguments[name] = timesteps[step].to(given).expand(given.shape)
     return arguments
+
+
+def structure(call: dict[str, Any]) -> str:
+    """What the structure of a denoiser's outputs depends on: shapes, dtypes and plain values."""
+    leaves, spec = tree_flatten(call)
+    kinds = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return repr((spec, kinds))
 
 
 def with_states(latents: Tensor, states: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from parasample.bridge.trace import trace
+from parasample.bridge.trace.tensors import on_meta
 from parasample.config import Async
-from parasample.errors import ConfigError
+from parasample.errors import ConfigError, UnsupportedPipelineError
 from parasample.plan.blocks import BlockGraph
 from parasample.plan.partition import (
     Split,
@@ -23,6 +24,8 @@ from parasample.plan.partition import (
     predict_step_seconds,
 )
 from parasample.plan.schedule import hops
+from parasample.runtime.component import Templates
+from parasample.runtime.sharding import ShardedWeights
 from parasample.runtime.split_denoiser import SplitDenoiser
 from parasample.runtime.transports import Ranks
 
@@ -39,18 +42,53 @@ class Cut:
         call: the arguments of a call by name, guidance batch included.
         config: says in how many parts, and how.
         ranks: all must make the same call; the first one's measurements decide.
+        weights: what is known of the weights, where they are put aside; then operations count, not times.
     """
 
-    def __init__(self, denoiser: nn.Module, call: dict[str, Any], config: Async, ranks: Ranks) -> None:
-        self.graph: BlockGraph = trace(denoiser, (), call, costs="flops" if config.shard_weights else "time")
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        call: dict[str, Any],
+        config: Async,
+        ranks: Ranks,
+        weights: ShardedWeights | None = None,
+    ) -> None:
+        self.denoiser, self.weights = denoiser, weights
+        self.graph: BlockGraph = trace(denoiser, (), call) if weights is None else _trace_meta(weights, call)
         names = repr([(block.name, block.call) for block in self.graph.blocks]).encode()
         ranks.require_same("the denoiser's structure", torch.frombuffer(bytearray(names), dtype=torch.uint8))
         self.split = _of_first_rank(choose_split(self.graph, config), ranks)
         self.blocks = SplitDenoiser(denoiser, self.graph)
 
+    def record(self, templates: Templates, call: dict[str, Any], device: torch.device) -> None:
+        """Learn the structure of every block's output for these arguments without any weights.
+
+        Args:
+            device: where outputs lie when the denoiser runs.
+        """
+        assert self.weights is not None
+        state, arguments = self.weights.on_meta(), on_meta(call)
+
+        def forward() -> Any:
+            return torch.func.functional_call(self.denoiser, state, (), arguments)
+
+        with torch.no_grad():
+            self.blocks.record(templates, forward)
+        templates.put_on(device)
+
     def remove(self) -> None:
         """Put every block's own forward back."""
         self.blocks.remove()
+
+
+def _trace_meta(weights: ShardedWeights, call: dict[str, Any]) -> BlockGraph:
+    try:
+        return trace(weights.denoiser, (), call, costs="flops", weights=weights.on_meta())
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedPipelineError(
+            f"shard_weights=True needs a {type(weights.denoiser).__name__} that runs on the meta device, and "
+            f"this one failed there: {error}; pass shard_weights=False"
+        ) from error
 
 
 def choose_split(graph: BlockGraph, config: Async) -> Split:

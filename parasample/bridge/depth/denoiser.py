@@ -13,9 +13,11 @@ from torch.utils._pytree import tree_flatten
 from parasample.bridge.denoiser import forward_parameters
 from parasample.bridge.depth.cut import Cut
 from parasample.bridge.timesteps import has_traced
+from parasample.errors import UnsupportedPipelineError
 from parasample.plan.schedule import Schedule
 from parasample.runtime.component import ComponentRunner, Templates, make_channels
 from parasample.runtime.forward import ReplacedForward
+from parasample.runtime.sharding import ShardedWeights
 from parasample.runtime.transports.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Site:
         self.runners: list[ComponentRunner] = []
         self.exchanges: list[Exchange] = []
         self.finished = True  # nothing sent is left unread
+        self.recorded = ""  # the arguments that the templates were made for without running the denoiser
         self._open: Any = None
 
     def connect(self, schedule: Schedule, make: Callable[[], list[Exchange]]) -> None:
@@ -39,6 +42,8 @@ class Site:
         """
         channels, places = make_channels(schedule, self.templates)
         if channels and self._open != channels:
+            for runner in self.runners:
+                runner.release()
             self.exchanges = self.exchanges or make()
             for exchange in self.exchanges:
                 exchange.open(channels)
@@ -69,6 +74,7 @@ class DepthDenoiser:
         self.parameters = forward_parameters(module)
         self.latents_name = self.parameters[0]
         self.cut: Cut | None = None
+        self.weights: ShardedWeights | None = None
         self.whole = False  # gives no latents (a ControlNet): every rank runs all of it
         self.sites: list[Site] = []
         self.ordinal = 0
@@ -77,12 +83,18 @@ class DepthDenoiser:
         self._replaced = ReplacedForward(module, self._call)
         self.forward = self._replaced.original
 
+    def put_weights_aside(self) -> None:
+        """From now on this rank holds only what its own blocks need; see `ShardedWeights`."""
+        self.weights = ShardedWeights(self.module)
+
     def remove(self) -> None:
         """Put the module's own forward, its blocks' and its weights back."""
         self.disconnect(failed=False)
         if self.cut is not None:
             self.cut.remove()
         self._replaced.remove()
+        if self.weights is not None:
+            self.weights.restore()
 
     def disconnect(self, failed: bool) -> None:
         """Close all connections; the next call makes new ones."""
@@ -102,6 +114,11 @@ class DepthDenoiser:
         run = None if self._aside else self._current_run()
         call = dict(zip(self.parameters, args, strict=False)) | kwargs
         if run is None or not run.active or (run.traced and not has_traced(call)):
+            if self.weights is not None and not self.weights.complete and not self._aside:
+                raise UnsupportedPipelineError(
+                    f"{self.name} is called outside of the sampling loop, where shard_weights=True leaves no "
+                    "rank with all of its weights; pass shard_weights=False, or call handle.restore() first"
+                )
             return self.forward(*args, **kwargs)  # not a call of the loop
         try:
             return run.call(self, call)

@@ -12,6 +12,7 @@ from parasample.bridge.handle import Handle
 from parasample.config import Async
 from parasample.errors import ConfigError
 from parasample.plan.schedule import Schedule
+from parasample.runtime.sharding import require_shardable
 
 
 class AsyncHandle(Handle):
@@ -26,6 +27,13 @@ class AsyncHandle(Handle):
         self.config = config
         self.emulated = emulated
         super().__init__(pipe)
+        if config.shard_weights:
+            try:
+                for denoiser in self._denoisers:
+                    denoiser.put_weights_aside()  # type: ignore[attr-defined]
+            except BaseException:
+                self.restore()
+                raise
 
     @property
     def schedules(self) -> list[Schedule]:
@@ -44,7 +52,14 @@ class AsyncHandle(Handle):
                 f"stride such "
                 f"that components + stride - 1 is {found}"
             )
+        if self.emulated and self.config.shard_weights:
+            raise ConfigError(
+                "emulated=True plays all ranks in one process, which needs all weights; pass "
+                "shard_weights=False"
+            )
         for name, module in modules.items():
+            if self.config.shard_weights:
+                require_shardable(module)
             if hasattr(module, "_orig_mod"):
                 raise ConfigError(
                     f"{name} is compiled as a whole, so that its blocks cannot be told apart; compile its "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from parasample.bridge.depth.arguments import with_states
+from parasample.bridge.depth.cut import Cut
 from parasample.bridge.depth.denoiser import DepthDenoiser, Site
 from parasample.bridge.scheduler_wrap import StepCall
 from parasample.bridge.schedulers import ReadScheduler, read_scheduler
@@ -39,6 +40,27 @@ def read_for(
     return read, "" if given else "the pipeline changes the latents before the denoiser"
 
 
+def expected_reading(config: Async, scheduler: Any, first_index: int, cut: Cut) -> Reading:
+    """What `choose_reading` will likely find, before the first step has shown the pipeline's settings."""
+    if config.extrapolate in ("linear", None) or not flows_forward(cut.graph, cut.split):
+        return "stale"
+    if config.extrapolate == "latents":
+        return "ahead"
+    try:
+        read = read_scheduler(scheduler, begin_index=first_index)
+    except (ConfigError, UnsupportedPipelineError):
+        return "stale"
+    return "ahead" if _may_look_ahead(config, read) else "stale"
+
+
+def _may_look_ahead(config: Async, read: ReadScheduler) -> bool:
+    if read.table.stochastic:
+        near = config.components * config.stride - 1 <= NOISY_STEPS_AHEAD
+    else:
+        near = config.components <= QUIET_COMPONENTS or config.stride > 1
+    return near and not config.time_shift
+
+
 def _gives(latents: Tensor, states: Tensor) -> bool:
     """Whether a denoiser's latents are the scheduler's states, repeated, and maybe more channels."""
     copies, rest = divmod(latents.shape[0], states.shape[0])
@@ -68,10 +90,6 @@ def choose_reading(
     if wanted in ("linear", None) or read is None:
         return "stale", wanted == "linear"
     quiet = not read.table.stochastic
-    if quiet:
-        near = config.components <= QUIET_COMPONENTS or config.stride > 1
-    else:
-        near = config.components * config.stride - 1 <= NOISY_STEPS_AHEAD
-    if wanted == "latents" or (forward and near and not reason and not config.time_shift):
+    if wanted == "latents" or (forward and not reason and _may_look_ahead(config, read)):
         return "ahead", quiet
     return "stale", quiet

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from parasample.bridge.depth.arguments import at_step, plain, require_same_call, with_states
+from parasample.bridge.depth.arguments import at_step, plain, require_same_call, structure, with_states
 from parasample.bridge.depth.cut import Cut
 from parasample.bridge.depth.denoiser import DepthDenoiser, Site, gives_latents
-from parasample.bridge.depth.reading import choose_reading, read_for
+from parasample.bridge.depth.reading import choose_reading, expected_reading, read_for
 from parasample.bridge.scheduler_wrap import StepCall
 from parasample.bridge.solver import copied, generator_states
 from parasample.bridge.timesteps import TracedTimestep
@@ -22,6 +22,7 @@ from parasample.errors import ConfigError, UnsupportedPipelineError
 from parasample.plan.schedule import Reading, Schedule
 from parasample.runtime.component import ComponentRunner
 from parasample.runtime.prediction import LatentPredictor
+from parasample.runtime.sharding import ShardedWeights, needed_places
 from parasample.runtime.stats import RoundRecord, Stats
 from parasample.runtime.transports import Ranks
 from parasample.runtime.transports.choose import make_exchange
@@ -34,6 +35,7 @@ class DepthRun:
 
     The pipeline makes every iteration as ever. In the first step every rank runs the whole denoiser; then
     what is read of whom is settled and the connections are made; from the second step on the schedule rules.
+    With sharded weights it rules from the first step on.
     """
 
     scales_input = False
@@ -111,18 +113,56 @@ class DepthRun:
             return denoiser.forward(**arguments)
         if denoiser.cut is None:
             with denoiser.aside():
-                denoiser.cut = Cut(denoiser.module, arguments, self.config, self.ranks)
+                denoiser.cut = Cut(denoiser.module, arguments, self.config, self.ranks, denoiser.weights)
         site = self._site(denoiser, latents)
+        if denoiser.weights is not None:
+            return self._first_shared(denoiser, denoiser.weights, site, arguments)
         schedule = self._schedule(denoiser.cut, "stale")
         site.runners = [ComponentRunner(rank, schedule, site.templates, False) for rank in self._local]
         for runner in site.runners:
             denoiser.cut.blocks.run(runner, 0, partial(denoiser.forward, **arguments))
         output = site.runners[0].take_output(0)
         if not gives_latents(output, latents):
-            denoiser.cut.remove()
-            denoiser.cut, denoiser.whole, denoiser.sites = None, True, []
-            self._sites = [(owner, site) for owner, site in self._sites if owner is not denoiser]
+            self._leave_whole(denoiser)
         return output
+
+    def _first_shared(
+        self, denoiser: DepthDenoiser, weights: ShardedWeights, site: Site, arguments: dict[str, Any]
+    ) -> Any:
+        """A call of the first step where no rank has all weights: shared as those after it.
+
+        Shapes come from the meta device. What is read of whom may change when the step is taken: that changes
+        nothing in a warm-up whose ranks wait for each other.
+        """
+        cut = denoiser.cut
+        assert cut is not None
+        shapes = structure(arguments)
+        if site.recorded != shapes:
+            with denoiser.aside():
+                cut.record(site.templates, arguments, site.latents.device)
+            site.recorded = shapes
+        if not gives_latents(site.templates[len(cut.graph) - 1].output_like, site.latents):
+            self._leave_whole(denoiser)
+            return denoiser.forward(**arguments)
+        schedule = self._schedule(cut, expected_reading(self.config, self.scheduler, self.first_index, cut))
+        for rank in self._local:
+            weights.keep(needed_places(denoiser.module, schedule, schedule.component(rank)))
+        site.runners = [ComponentRunner(rank, schedule, site.templates, False) for rank in self._local]
+        site.finished = False
+        site.connect(schedule, partial(self._exchanges, site))
+        for runner in site.runners:
+            cut.blocks.run(runner, 0, partial(denoiser.forward, **arguments))
+            runner.send_output()
+        return [runner.take_output(0) for runner in site.runners][0]
+
+    def _leave_whole(self, denoiser: DepthDenoiser) -> None:
+        """The denoiser gives no latents: every rank runs all of it."""
+        assert denoiser.cut is not None
+        denoiser.cut.remove()
+        if denoiser.weights is not None:
+            denoiser.weights.restore()
+        denoiser.cut, denoiser.whole, denoiser.sites = None, True, []
+        self._sites = [(owner, site) for owner, site in self._sites if owner is not denoiser]
 
     def _find_span(self, call: dict[str, Any]) -> None:
         traced = [leaf for leaf in tree_leaves(call) if isinstance(leaf, TracedTimestep)]
@@ -141,14 +181,18 @@ class DepthRun:
         site = denoiser.sites[denoiser.ordinal]
         site.latents = latents
         denoiser.ordinal += 1
+        if not site.finished:  # a call before this one was interrupted, its messages are still there
+            site.disconnect(failed=False)
+        self._bytes_before += site.bytes_sent
         self._sites.append((denoiser, site))
         return site
 
     def _schedule(self, cut: Cut, reading: Reading) -> Schedule:
         steps = len(self.timesteps)
         return Schedule(
-            cut.graph, cut.split, steps, self.config.stride, min(self.config.warm_up, steps), reading
-        )
+            cut.graph, cut.split, steps, self.config.stride, min(self.config.warm_up, steps), reading,
+            sharded=self.config.shard_weights,
+        )  # fmt: skip
 
     def _arguments(
         self, denoiser: DepthDenoiser, call: dict[str, Any], runner: ComponentRunner
@@ -260,10 +304,6 @@ class DepthRun:
             schedule = self._schedule(denoiser.cut, reading)
             for runner in site.runners:
                 runner.schedule, runner.blend = schedule, blend
-            if not site.finished:
-                site.disconnect(
-                    failed=False
-                )  # a call before this one was interrupted, its messages are still there
             site.finished = False
             site.connect(schedule, partial(self._exchanges, site))
 

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parasample.bridge.trace.calls import Call, Choice, choose, leaf_flops, record_calls
 from parasample.bridge.trace.clock import Key, leaf_seconds
@@ -42,6 +42,7 @@ def trace(
     costs: Costs = "time",
     repeats: int = 3,
     max_share: float = MAX_SHARE,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> BlockGraph:
     """Run the denoiser on these arguments and return its blocks, what they read and what they cost.
 
@@ -54,6 +55,8 @@ def trace(
         costs: "time" measures seconds on the denoiser's device, "flops" counts operations.
         repeats: timed forwards, of which the fastest counts, block by block.
         max_share: a module above this share of all operations is split into those that it calls.
+        weights: meta tensors in place of the parameters and buffers, by name; for costs="flops" of a denoiser
+            that has none in hand.
 
     Raises:
         ConfigError: for "time" on the meta device, or an unknown `costs`.
@@ -72,11 +75,11 @@ def trace(
     latents = _latents(denoiser, args, kwargs)
     try:
         meta_args, meta_kwargs = on_meta((args, kwargs))
-        forward = _meta_forward(denoiser, meta_args, meta_kwargs)
+        forward = _meta_forward(denoiser, meta_args, meta_kwargs, weights)
         root = record_calls(denoiser, forward)
         latents = _latents(denoiser, meta_args, meta_kwargs)
     except (RuntimeError, TypeError, ValueError) as error:
-        if device.type == "meta":
+        if device.type == "meta" or weights is not None:
             raise
         log.debug("tracing on %s, not on the meta device: %s", device, error)
         forward = own_forward
@@ -85,16 +88,21 @@ def trace(
     counted = leaf_flops(root, choice)
     flops = [0 if block.name in choice.expanded else next(counted) for block in found]
     seconds = None if costs == "flops" else leaf_seconds(denoiser, choice, own_forward, device, repeats)
-    return _graph(denoiser, choice, found, flops, seconds)
+    stored = _weight_bytes(weights or _named_tensors(denoiser), choice)
+    return _graph(choice, found, flops, seconds, stored)
 
 
-def _meta_forward(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+def _meta_forward(
+    denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Mapping[str, Tensor] | None
+) -> Callable[[], Any]:
     """A forward with every parameter and buffer on the meta device; the denoiser keeps its own."""
-    state = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in chain(denoiser.named_parameters(), denoiser.named_buffers())
-    }
+    own = _named_tensors(denoiser) if weights is None else weights
+    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in own.items()}
     return lambda: torch.func.functional_call(denoiser, state, args, kwargs)
+
+
+def _named_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
+    return dict(chain(denoiser.named_parameters(), denoiser.named_buffers()))
 
 
 def _latents(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -130,13 +138,12 @@ def _inside(name: str, parent: str) -> bool:
 
 
 def _graph(
-    denoiser: nn.Module,
     choice: Choice,
     found: list[Found],
     flops: list[int],
     seconds: dict[Key, float] | None,
+    weights: Mapping[str, int],
 ) -> BlockGraph:
-    weights = _weight_bytes(denoiser, choice)
     limit = EVERYWHERE_SHARE * sum(flops)
     free: list[bool] = []  # depends on no latents and is cheap
     blocks = []
@@ -156,11 +163,11 @@ def _graph(
     return BlockGraph(tuple(blocks), "flops" if seconds is None else "seconds")
 
 
-def _weight_bytes(denoiser: nn.Module, choice: Choice) -> dict[str, int]:
+def _weight_bytes(tensors: Mapping[str, Tensor], choice: Choice) -> dict[str, int]:
     """Bytes of parameters and buffers by block: each goes to the innermost block around it."""
     chosen = choice.leaves | choice.expanded
     totals: dict[str, int] = {}
-    for name, tensor in chain(denoiser.named_parameters(), denoiser.named_buffers()):
+    for name, tensor in tensors.items():
         owner = name.rpartition(".")[0]
         while owner not in chosen:
             owner = owner.rpartition(".")[0]

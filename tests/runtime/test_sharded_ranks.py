@@ -1,0 +1,113 @@
+"""Weights spread over real processes: the same pictures, a part of the memory, every bit back at the end."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+import pytest
+import torch
+from sharded_script import answer
+
+TIMEOUT_S = 150  # of a group of processes; a hang is what it is there to catch
+Answers = list[dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """What each of two ranks answered. Forked, because importing diffusers takes longer than the jobs."""
+    folder, size = tmp_path_factory.mktemp("sharded"), 2
+    context = multiprocessing.get_context("fork")
+    results = [folder / f"result-{rank}.pt" for rank in range(size)]
+    processes = [
+        context.Process(target=answer, args=(rank, size, folder / "rendezvous", results[rank]))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(TIMEOUT_S)
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * size, "a rank hung or crashed"
+    return [torch.load(path, weights_only=False) for path in results]
+
+
+EXACT = ["warm-up-all", "transformer", "two-calls"]
+
+
+@pytest.mark.parametrize("job", [*EXACT, "ahead", "stride", "published", "linear"])
+def test_all_ranks_agree_calls_repeat_and_weights_come_back(job: str, together: Answers) -> None:
+    for answers in together:
+        found = answers[job]
+        assert "error" not in found, found
+        assert torch.equal(found["sample"], together[0][job]["sample"]), "ranks must agree to the last bit"
+        assert torch.equal(found["again"], found["sample"]), "a call starts clean"
+        assert found["restored"]
+        assert found["sample"].isfinite().all()
+
+
+@pytest.mark.parametrize("job", EXACT)
+def test_warm_up_of_all_steps_is_sequential(job: str, together: Answers) -> None:
+    """The pipeline across ranks computes what one rank would, to the last bit."""
+    for answers in together:
+        assert torch.equal(answers[job]["sample"], answers[job]["sequential"])
+        assert answers[job]["held"] < answers[job]["total"]
+
+
+@pytest.mark.parametrize("job", ["published", "linear"])
+def test_sharding_changes_no_bit_after_the_warm_up(job: str, together: Answers) -> None:
+    for answers in together:
+        assert torch.equal(answers[job]["sample"], answers[job]["unsharded"])
+        assert not torch.equal(answers[job]["sample"], answers[job]["sequential"])
+
+
+def test_what_only_the_first_step_shows_still_counts(together: Answers) -> None:
+    for answers in together:
+        assert "error" not in answers["found-late"], answers["found-late"]
+        assert torch.equal(answers["found-late"]["sample"], together[0]["found-late"]["sample"])
+        assert torch.equal(answers["found-late"]["sample"], answers["found-late"]["known"])
+        assert not torch.equal(answers["found-late"]["sample"], answers["found-late"]["sequential"])
+
+
+def test_every_step_sends_as_much_as_the_one_before(together: Answers) -> None:
+    """Also the first, and in a second call: nothing of an earlier call is counted."""
+    for answers in together:
+        assert len(set(answers["warm-up-all"]["bytes"])) == 1
+        assert answers["warm-up-all"]["bytes"][0] > 0
+
+
+def test_sizes_may_change_from_call_to_call(together: Answers) -> None:
+    for answers in together:
+        found = answers["sizes"]
+        assert "error" not in found, found
+        for sample, expected in zip(found["samples"], found["expected"], strict=True):
+            assert torch.equal(sample, expected)
+
+
+@pytest.mark.parametrize(("job", "broken"), [("broken-first-step", 1), ("broken-later", 0)])
+def test_a_failing_rank_ends_all_and_every_bit_comes_back(job: str, broken: int, together: Answers) -> None:
+    for rank, answers in enumerate(together):
+        found = answers[job]
+        assert found["error"] == ("Broken" if rank == broken else "TransportError"), found
+        assert found["restored"] and found["works"]
+
+
+def test_a_rank_holds_its_share_of_the_weights_and_no_more(together: Answers) -> None:
+    for answers in together:
+        found = answers["memory"]
+        assert "error" not in found, found
+        assert found["whole"] > 50e6
+        assert found["aside"] == 0
+        assert found["held"] <= (max(found["shares"]) + 0.10) * found["whole"]
+        assert max(found["shares"]) < 0.8
+        assert found["restored"]
+
+
+def test_memory_falls_as_the_kernel_sees_it(together: Answers) -> None:
+    for answers in together:
+        found = answers["memory"]
+        assert found["freed"] > 0.8 * found["whole"]
+        assert found["resident"] < found["held"] + 0.25 * found["whole"], "and what a forward needs"
