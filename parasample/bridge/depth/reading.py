@@ -15,8 +15,8 @@ from parasample.config import Async
 from parasample.errors import ConfigError, UnsupportedPipelineError
 from parasample.plan.schedule import Reading, flows_forward
 
-# Up to here predicted latents were more accurate than extrapolated hidden states where the sampler adds no noise
-# and every step has its batch; with longer strides, or noise, they always were.
+# Up to here predicted latents were more accurate than extrapolated hidden states where the sampler adds no
+# noise and every step has its batch; with longer strides, or noise, they always were.
 NEAR_COMPONENTS = 3
 
 Sites = list[tuple[DepthDenoiser, Site]]
