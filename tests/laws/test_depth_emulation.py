@@ -9,6 +9,7 @@ parts are functions over the U-Net's modules, in float64, and the loop over the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ import torch
 from tiny_pipelines import _randn, run, stable_diffusion
 from torch import Tensor
 from toy import make_scheduler
+from traced_once import traced_once
 
 import parasample as ps
-from parasample.bridge.depth import AsyncHandle, cut
+from parasample.bridge.depth import AsyncHandle
 
 STEPS = 7  # the last batch of 2 or 3 is cut short
 GUIDANCE = 5.0
@@ -104,17 +106,8 @@ def tiny(scheduler: str = "ddim") -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def traced_once() -> Any:
-    """Every case has the same U-Net, and reading its data flow takes longer than all the rest."""
-    with pytest.MonkeyPatch.context() as patch:
-        graphs: list[Any] = []
-
-        def trace(*args: Any, **kwargs: Any) -> Any:
-            graphs[:] = graphs or [trace_anew(*args, **kwargs)]
-            return graphs[0]
-
-        trace_anew = cut.trace
-        patch.setattr(cut, "trace", trace)
+def one_denoiser() -> Iterator[None]:
+    with traced_once(type):
         yield
 
 
