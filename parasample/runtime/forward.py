@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ class ReplacedForward:
         self._compiled = module._compiled_call_impl
         if self._compiled is not None:  # `module.compile()`: calls would go past `forward`
             module._compiled_call_impl = None
-            self.original = torch.compile(self.original)
+            self.original = _compiled_alike(self._compiled, self.original)
         self.removed = False
         module.forward = self._enter  # type: ignore[method-assign]
 
@@ -58,3 +59,9 @@ def _replacement(forward: Any) -> ReplacedForward | None:
     """The replacement whose call a module's forward is, if it is one."""
     owner = getattr(forward, "__self__", None)
     return owner if isinstance(owner, ReplacedForward) else None
+
+
+def _compiled_alike(compiled: Call, forward: Call) -> Call:
+    """`forward`, compiled with the options of another compiled callable, or torch's where it hides them."""
+    context = inspect.getclosurevars(compiled).nonlocals.get("self") if inspect.isfunction(compiled) else None
+    return context(forward) if callable(context) else torch.compile(forward)

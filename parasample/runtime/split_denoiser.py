@@ -31,6 +31,7 @@ class SplitDenoiser:
         self._inside_leaf = False
         self._runner: ComponentRunner | Templates | None = None
         modules = dict(denoiser.named_modules())
+        self._modules = list(modules.items())
         missing = [block.name for block in graph.blocks if block.name not in modules]
         if missing:
             raise UnsupportedPipelineError(
@@ -43,6 +44,13 @@ class SplitDenoiser:
     def _replace(self, name: str, module: nn.Module) -> ReplacedForward:
         replaced = ReplacedForward(module, lambda *args, **kwargs: self._block(name, replaced, args, kwargs))
         return replaced
+
+    @property
+    def changed(self) -> bool:
+        """Whether modules were added, removed or replaced since the data flow was read."""
+        now = list(self.denoiser.named_modules())
+        same = (a[0] == b[0] and a[1] is b[1] for a, b in zip(now, self._modules, strict=False))
+        return len(now) != len(self._modules) or not all(same)
 
     def remove(self) -> None:
         """Put every block's own forward back."""

@@ -80,6 +80,8 @@ def require_same_call(
         ranks.require_same("the method", _bits(repr(config)))
         ranks.require_same("the schedule", timesteps.double())
     latents = arguments[denoiser.latents_name]
+    changed = torch.tensor([denoiser.changed], dtype=torch.uint8)
+    ranks.require_same("whether the denoiser's modules were changed since the last call", changed)
     ranks.require_same("the shape of the latents", _bits(f"{latents.shape} {latents.dtype}".ljust(80)))
     ranks.require_same("the tensor of latents", latents)
     rest = tree_leaves({name: value for name, value in arguments.items() if name != denoiser.latents_name})

@@ -96,6 +96,18 @@ class DepthDenoiser:
         if self.weights is not None:
             self.weights.restore()
 
+    @property
+    def changed(self) -> bool:
+        """Whether its modules are not those any more that were cut."""
+        return self.cut is not None and self.cut.blocks.changed
+
+    def forget(self) -> None:
+        """Cut the denoiser anew in the next call."""
+        self.disconnect(failed=False)
+        if self.cut is not None:
+            self.cut.remove()
+        self.cut, self.sites = None, []
+
     def disconnect(self, failed: bool) -> None:
         """Close all connections; the next call makes new ones."""
         for site in self.sites:

@@ -111,6 +111,8 @@ class DepthRun:
         require_same_call(self.ranks, denoiser, arguments, timesteps, self.config)
         if denoiser.whole:
             return denoiser.forward(**arguments)
+        if denoiser.ordinal == 0 and denoiser.changed:  # an adapter was loaded, a block replaced
+            denoiser.forget()
         if denoiser.cut is None:
             with denoiser.aside():
                 denoiser.cut = Cut(denoiser.module, arguments, self.config, self.ranks, denoiser.weights)

@@ -18,7 +18,8 @@ def explicit_split(graph: BlockGraph, components: Mapping[str, int]) -> Split:
 
     `{"down_blocks": 0, "mid_block": 0, "up_blocks": 1}` is enough for a U-Net: blocks that cost less than a
     tenth may be left out and go where the fewest bytes travel, and the output is with the last component. ""
-    stands for all blocks that nothing else names.
+    stands for all blocks that nothing else names. A cheap block at the entrance (`conv_in`) is computed by
+    each component that reads it, rather than sent, unless its own path is given.
 
     Raises:
         ConfigError: when a path matches no block, components are not 0..N-1, or a costly block is missing.
@@ -44,7 +45,12 @@ def explicit_split(graph: BlockGraph, components: Mapping[str, int]) -> Split:
                 f"block {graph.blocks[index].label} is in no component; name it or a module around it"
             )
     assigned[-1] = count - 1
-    return split_of(graph, core, _filled(core, assigned, count))
+    split = split_of(graph, core, _filled(core, assigned, count))
+    owners = [
+        (components[block.name],) if block.name in components and not block.everywhere and block.name else own
+        for block, own in zip(graph.blocks, split.owners, strict=True)
+    ]
+    return Split(tuple(owners))
 
 
 def _inside(name: str, path: str) -> bool:

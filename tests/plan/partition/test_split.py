@@ -130,6 +130,15 @@ def test_an_explicit_split_follows_the_longest_path() -> None:
     assert explicit_split(graph, {"": 1, "down": 0}).owners[graph.index("up.2.0")] == (1,)
 
 
+def test_an_explicit_split_repeats_nothing_that_it_names() -> None:
+    """Whether a block is cheap enough to repeat is measured, and would change the samples."""
+    graph = small_unet()
+    for time in ({}, {"time": 0}):
+        owners = explicit_split(graph, {"conv_in": 0, "down": 0, "up": 1} | time).owners
+        assert owners[graph.index("conv_in")] == (0,)
+        assert owners[graph.index("time")] == (0, 1), "what everybody computes stays so"
+
+
 @pytest.mark.parametrize(
     ("components", "message"),
     [
