@@ -56,16 +56,16 @@ class PicardHandle(Handle):
     """A pipeline parallelized in time."""
 
     def __init__(self, pipe: Any, config: Picard) -> None:
+        if config.control != "host":
+            raise ConfigError(
+                f"control={config.control!r} is for ps.sample: a pipeline's own loop asks for every "
+                'state; pass control="host"'
+            )
         self.config = config
         self._chooser = WindowChooser()
         super().__init__(pipe)
 
     def _check(self, modules: dict[str, nn.Module]) -> None:
-        if self.config.control != "host":
-            raise ConfigError(
-                f"control={self.config.control!r} is for ps.sample: a pipeline's own loop asks for every "
-                'state; pass control="host"'
-            )
         _require_readable(self._scheduler)
 
     def _wrap(self, name: str, module: nn.Module) -> WrappedDenoiser:
