@@ -43,6 +43,10 @@ def parallelize(pipe: Any, *methods: Picard | Async) -> Handle:
         return PicardHandle(pipe, methods[0])
     if len(methods) == 1 and isinstance(methods[0], Async):
         return AsyncHandle(pipe, methods[0])
+    if {type(method) for method in methods} == {Picard, Async} and len(methods) == 2:
+        raise ConfigError(
+            "expected one method, found Picard and Async, which do not work together yet; pass one of them"
+        )
     found = ", ".join(
         f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
         for method in methods

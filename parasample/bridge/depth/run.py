@@ -58,6 +58,8 @@ class DepthRun:
         self._predictor: LatentPredictor | None = None
         self._sites: list[tuple[DepthDenoiser, Site]] = []
         self._began_at = self._step_began_at = time.perf_counter()
+        for denoiser in denoisers:
+            denoiser.ordinal = 0  # the call before may have ended on the way
         self._bytes_before = 0
 
     @property
@@ -85,10 +87,8 @@ class DepthRun:
         if latents.shape != site.latents.shape:
             raise UnsupportedPipelineError(
                 f"{denoiser.name}: step {self.row} has latents of shape {tuple(latents.shape)}, the first "
-                f"step had "
-                f"{tuple(site.latents.shape)}; guidance that is switched on or off on the way changes "
-                f"them: keep it, "
-                "or sample sequentially"
+                f"step had {tuple(site.latents.shape)}; guidance that is switched on or off on the way "
+                "changes them: keep it, or sample sequentially"
             )
         assert denoiser.cut is not None
         for runner in site.runners:
