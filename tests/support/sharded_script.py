@@ -81,11 +81,11 @@ def found_late() -> dict[str, Any]:
     pipe, call = stable_diffusion(eta=1.0)
     sequential = run(pipe, call)
     with ps.parallelize(pipe, ps.Async(2, warm_up=2, split=SPLIT, shard_weights=True)):
-        reading.NEAR_COMPONENTS, near = 1, reading.NEAR_COMPONENTS
+        reading.QUIET_COMPONENTS, near = 1, reading.QUIET_COMPONENTS
         try:
             found = run(pipe, call)
         finally:
-            reading.NEAR_COMPONENTS = near
+            reading.QUIET_COMPONENTS = near
         return {"sample": found, "known": run(pipe, call), "sequential": sequential}
 
 
