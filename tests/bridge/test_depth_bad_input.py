@@ -48,6 +48,7 @@ BAD_CALLS: list[tuple[str, ps.Async, type[Exception], str]] = [
     ("gap", ps.Async(2, split={"down_blocks": 0, "up_blocks": 2}), ps.ConfigError, "without gaps"),
     ("too-few", ps.Async(3, split={"down_blocks": 0, "mid_block": 0, "up_blocks": 1}), ps.ConfigError,
      "split names 2 components, expected components=3"),
+    ("too-many", ps.Async(500), ps.ConfigError, "components=500 is outside"),
     ("backwards", ps.Async(2, split=BACKWARDS, extrapolate="latents"), ps.UnsupportedPipelineError,
      "components read later ones"),
 ]  # fmt: skip

@@ -153,3 +153,18 @@ def test_compiled_blocks(compiled: Any) -> None:
     assert torch.equal(emulated(pipe, call, 2, **config), expected)
     assert {name: module._compiled_call_impl for name, module in pipe.unet.named_modules()} == before
     assert torch.equal(run(pipe, call), eager)
+
+
+def test_compiled_blocks_keep_their_backend() -> None:
+    used = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        used.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()  # past its limit of recompilations, which other tests use up, it compiles no more
+    torch.manual_seed(0)
+    pipe, call = stable_diffusion()
+    pipe.unet.mid_block.resnets[0].compile(backend=backend)
+    emulated(pipe, call, 2, split=SPLIT)
+    assert used
