@@ -181,14 +181,10 @@ class PipelineRun:
             )
         self.solver.restart(self.row, state)
 
-    @property
-    def scales_input(self) -> bool:
-        """Whether `scale_input` answers for the scheduler: from the second step on."""
-        return self.solver is not None
-
-    def scale_input(self, sample: Tensor) -> Tensor:
-        """The scheduler's `scale_model_input` at this step."""
-        assert self.solver is not None
+    def scale_input(self, sample: Tensor) -> Tensor | None:
+        """The scheduler's `scale_model_input` at this step; its own answer counts in the first one."""
+        if self.solver is None:
+            return None
         self._unscaled = sample
         scale = self.solver.table.input_scale[self.row]
         return sample if scale == 1 else sample * scale

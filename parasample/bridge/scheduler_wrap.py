@@ -55,12 +55,9 @@ class Run(Protocol):
 
     active: bool
 
-    @property
-    def scales_input(self) -> bool:
-        """Whether `scale_input` answers for the scheduler's own `scale_model_input`."""
+    def scale_input(self, sample: Tensor) -> Tensor | None:
+        """What `scheduler.scale_model_input` returns, or None to let the scheduler answer for itself."""
         ...
-
-    def scale_input(self, sample: Tensor) -> Tensor: ...
 
     def take_step(self, scheduler: Any, call: StepCall) -> Any:
         """What `scheduler.step` returns."""
@@ -120,9 +117,10 @@ def wrap_scheduler(scheduler: Any, handle: Owner) -> Any:
         @functools.wraps(original.scale_model_input)
         def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             run = handle.run
-            if run is None or not run.active or not run.scales_input:
-                return original.scale_model_input(self, sample, *map(untraced, args), **kwargs)
-            return run.scale_input(sample)
+            scaled = run.scale_input(sample) if run is not None and run.active else None
+            if scaled is not None:
+                return scaled
+            return original.scale_model_input(self, sample, *map(untraced, args), **kwargs)
 
         names["scale_model_input"] = scale_model_input
 

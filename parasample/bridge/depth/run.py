@@ -38,8 +38,6 @@ class DepthRun:
     With sharded weights it rules from the first step on.
     """
 
-    scales_input = False
-
     def __init__(
         self, scheduler: Any, config: Async, denoisers: list[DepthDenoiser], ranks: Ranks, emulated: bool
     ) -> None:
@@ -216,9 +214,9 @@ class DepthRun:
 
     # ------------------------------------------------------------------ the scheduler's side
 
-    def scale_input(self, sample: Tensor) -> Tensor:
-        """Never asked: the scheduler scales its input itself."""
-        raise NotImplementedError
+    def scale_input(self, sample: Tensor) -> None:
+        """The scheduler scales its input itself."""
+        return None
 
     def take_step(self, scheduler: Any, call: StepCall) -> Any:
         """The scheduler's own step."""
