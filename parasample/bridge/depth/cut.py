@@ -14,7 +14,14 @@ from parasample.bridge.trace.tensors import on_meta
 from parasample.config import Async
 from parasample.errors import ConfigError, UnsupportedPipelineError
 from parasample.plan.blocks import BlockGraph
-from parasample.plan.partition import Split, choose_split, explicit_split
+from parasample.plan.partition import (
+    NOISY_HOPS,
+    QUIET_HOPS,
+    Split,
+    choose_split,
+    explicit_split,
+    possible_splits,
+)
 from parasample.runtime.component import Templates
 from parasample.runtime.sharding import ShardedWeights
 from parasample.runtime.split_denoiser import SplitDenoiser
@@ -30,6 +37,7 @@ class Cut:
         config: says in how many parts, and how.
         ranks: all must make the same call; the first one's measurements decide.
         weights: what is known of the weights, where they are put aside; then operations count, not times.
+        noisy: the sampler draws noise, so that latents cannot be predicted far ahead.
     """
 
     def __init__(
@@ -39,12 +47,13 @@ class Cut:
         config: Async,
         ranks: Ranks,
         weights: ShardedWeights | None = None,
+        noisy: bool = False,
     ) -> None:
         self.denoiser, self.weights = denoiser, weights
         self.graph: BlockGraph = trace(denoiser, (), call) if weights is None else _trace_meta(weights, call)
         names = repr([(block.name, block.call) for block in self.graph.blocks]).encode()
         ranks.require_same("the denoiser's structure", torch.frombuffer(bytearray(names), dtype=torch.uint8))
-        self.split = _of_first_rank(_split(self.graph, config), ranks)
+        self.split = _of_first_rank(_split(self.graph, config, noisy), ranks)
         self.blocks = SplitDenoiser(denoiser, self.graph)
 
     def record(self, templates: Templates, call: dict[str, Any], device: torch.device) -> None:
@@ -78,10 +87,11 @@ def _trace_meta(weights: ShardedWeights, call: dict[str, Any]) -> BlockGraph:
         ) from error
 
 
-def _split(graph: BlockGraph, config: Async) -> Split:
-    """The user's split, or the best one found."""
+def _split(graph: BlockGraph, config: Async, noisy: bool) -> Split:
+    """The user's split, or the best one found; as published the fastest."""
     if config.split == "auto":
-        return choose_split(graph, config.components, published=config.extrapolate is None)
+        most_hops = None if config.extrapolate is None else NOISY_HOPS if noisy else QUIET_HOPS
+        return choose_split(graph, possible_splits(graph, config.components), most_hops)
     split = explicit_split(graph, config.split)
     if split.components != config.components:
         raise ConfigError(

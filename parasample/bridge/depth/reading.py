@@ -18,7 +18,8 @@ from parasample.plan.partition.stages import flows_forward, hops
 from parasample.plan.timetable import Reading
 
 # Where predicted latents were more accurate than extrapolated or stale hidden states, measured: without noise
-# as far as two batches ahead (with a stride any components that follow one another), with noise two steps.
+# for nested components and with a stride, and for components in a row as far as two batches ahead; with noise
+# as far as two steps.
 QUIET_BATCHES_AHEAD = 2
 NOISY_STEPS_AHEAD = 2
 
@@ -41,6 +42,14 @@ def read_for(
     return read, "" if given else "the pipeline changes the latents before the denoiser"
 
 
+def draws_noise(scheduler: Any, first_index: int) -> bool:
+    """Whether the sampler does, as far as is known before the first step has shown its settings."""
+    try:
+        return read_scheduler(scheduler, begin_index=first_index).table.stochastic
+    except (ConfigError, UnsupportedPipelineError):
+        return False
+
+
 def expected_reading(config: Async, scheduler: Any, first_index: int, cut: Cut) -> Reading:
     """What `choose_reading` will likely find, before the first step has shown the pipeline's settings."""
     if config.extrapolate in ("linear", None):
@@ -59,8 +68,8 @@ def _may_look_ahead(config: Async, read: ReadScheduler, cut: Cut) -> bool:
     if read.table.stochastic:
         near = (batches + 1) * config.stride - 1 <= NOISY_STEPS_AHEAD
     else:
-        in_a_row = config.stride > 1 and flows_forward(cut.graph, cut.split)
-        near = batches <= QUIET_BATCHES_AHEAD or in_a_row
+        nested = not flows_forward(cut.graph, cut.split)
+        near = batches <= QUIET_BATCHES_AHEAD or nested or config.stride > 1
     return near and not config.time_shift
 
 

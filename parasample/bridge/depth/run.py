@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from parasample.bridge.depth.arguments import at_step, plain, require_same_call, structure, with_states
 from parasample.bridge.depth.cut import Cut
 from parasample.bridge.depth.denoiser import DepthDenoiser, Site, gives_latents
-from parasample.bridge.depth.reading import choose_reading, expected_reading, read_for
+from parasample.bridge.depth.reading import choose_reading, draws_noise, expected_reading, read_for
 from parasample.bridge.scheduler_wrap import StepCall
 from parasample.bridge.solver import copied, generator_states
 from parasample.bridge.timesteps import TracedTimestep
@@ -121,7 +121,9 @@ class DepthRun:
             denoiser.forget()
         if denoiser.cut is None:
             with denoiser.aside():
-                denoiser.cut = Cut(denoiser.module, arguments, self.config, self.ranks, denoiser.weights)
+                noisy = draws_noise(self.scheduler, self.first_index)
+                module, weights = denoiser.module, denoiser.weights
+                denoiser.cut = Cut(module, arguments, self.config, self.ranks, weights, noisy)
         site = self._site(denoiser, latents)
         if denoiser.weights is not None:
             return self._first_shared(denoiser, denoiser.weights, site, call)

@@ -4,7 +4,7 @@ split.py says what a split is and what it costs, find.py searches, contiguous.py
 choose.py takes one of those, explicit.py reads one by module names, stages.py cuts components further.
 """
 
-from parasample.plan.partition.choose import choose_split
+from parasample.plan.partition.choose import NOISY_HOPS, QUIET_HOPS, choose_split, possible_splits
 from parasample.plan.partition.contiguous import contiguous_split
 from parasample.plan.partition.explicit import explicit_split
 from parasample.plan.partition.find import find_split, find_splits, predict_step_seconds
@@ -18,6 +18,8 @@ from parasample.plan.partition.split import (
 )
 
 __all__ = [
+    "NOISY_HOPS",
+    "QUIET_HOPS",
     "Split",
     "SplitReport",
     "Transfer",
@@ -27,6 +29,7 @@ __all__ = [
     "explicit_split",
     "find_split",
     "find_splits",
+    "possible_splits",
     "predict_step_seconds",
     "report",
     "transfers",

@@ -79,10 +79,17 @@ def flows_forward(graph: BlockGraph, split: Split) -> bool:
 
 
 def _hops_left(graph: BlockGraph, split: Split) -> list[int]:
-    """[n] hops from each block to the denoiser's output, at most; 0 where no way leads there."""
+    """[n] hops from each block to the denoiser's output, at most; what nobody reads is with what it reads."""
+
+    def hop(source: int, reader: int) -> int:
+        return int(not set(split.owners[source]) & set(split.owners[reader]))
+
     left = [0] * len(graph)
     for index in reversed(range(len(graph))):
         for source in graph.blocks[index].inputs:
-            hop = not set(split.owners[source]) & set(split.owners[index])
-            left[source] = max(left[source], left[index] + hop)
+            left[source] = max(left[source], left[index] + hop(source, index))
+    for index, readers in enumerate(graph.readers[:-1]):
+        if not readers:
+            ways = [left[source] - hop(source, index) for source in graph.blocks[index].inputs]
+            left[index] = max(min(ways, default=0), 0)
     return left
