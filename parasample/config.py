@@ -175,9 +175,9 @@ class Async:
             path that fits a module counts, and the component with the output must be the last.
         extrapolate: what stands in for what other components have not made yet. None: what they made one
             batch before, as published. "linear": their last two outputs, extrapolated. "latents": each
-            component works ahead, on the latents predicted for the step in which it will be finished; needs
-            a split whose components follow one another. "auto": "latents" where it can, else "linear" for
-            samplers without noise, else None.
+            component works ahead, on the latents predicted for the step in which it will be finished.
+            "auto": "latents" where that is more accurate, else "linear" for samplers without noise, else
+            None.
         shard_weights: a rank keeps only the weights of its own component; the others wait in a file in TMPDIR
             until `restore()`. The warm-up then runs as a pipeline across the ranks. Call `pipe.to("cuda")`
             after `parallelize`: it moves what is kept. Splits are then balanced by operations, not times.

@@ -14,14 +14,14 @@ from parasample.plan.partition import (
     Split,
     SplitReport,
     broadcast_bytes,
-    find_splits,
-    predict_step_seconds,
+    choose_split,
+    possible_splits,
     report,
     transfers,
 )
+from parasample.plan.partition.stages import hops
 
 WARM_UP = 3  # sequential steps before the asynchronous ones, as in AsyncDiff's tables
-LATENCY_S = 20e-6  # of one message between two devices, launch included
 _DRAWN = (2, 6)  # steps of each kind that fit a picture
 
 
@@ -32,10 +32,10 @@ def run_depth(args: argparse.Namespace) -> int:
         graph = graph_from_config(read_config(model_path(args.model)))
         bar.update()
         bar.set_description("searching for splits")
-        splits = find_splits(graph, args.devices)
+        splits = possible_splits(graph, args.devices)
         bar.update()
     link = args.link * 1e9
-    chosen = min(splits, key=lambda split: predict_step_seconds(graph, split, link, LATENCY_S))
+    chosen = choose_split(graph, splits, bytes_per_second=link)
     title = str(args.model or "the shipped model")
     result = summary(graph, chosen, splits, args.steps) | {"model": title, "devices": args.devices}
     if args.plot:
@@ -77,7 +77,10 @@ def summary(graph: BlockGraph, split: Split, splits: tuple[Split, ...], steps: i
         "bytes_per_step": found.hidden_bytes, "output_bytes": found.output_bytes,
         "broadcast_bytes": broadcast_bytes(graph, split), "predicted_speedup": speedup(found, steps),
         "trade_off": [
-            {"max_compute": r.max_compute, "bytes_per_step": r.hidden_bytes, "chosen": s is split}
+            {
+                "max_compute": r.max_compute, "bytes_per_step": r.hidden_bytes, "hops": hops(graph, s),
+                "chosen": s is split,
+            }
             for s in splits for r in [report(graph, s)]
         ],
     }  # fmt: skip
@@ -151,8 +154,8 @@ def _show(result: dict[str, Any], plot: Path | None) -> None:
         edges = [(f"{e['source']} -> {e['reader']}", _megabytes(e["bytes"])) for e in result["edges"]]
         say(table(("from -> to", "MB per step"), edges))
         say()
-        say(table(("largest compute share", "MB per step", ""),
-                  [(f"{point['max_compute']:.1%}", _megabytes(point["bytes_per_step"]),
+        say(table(("largest compute share", "MB per step", "hops", ""),
+                  [(f"{point['max_compute']:.1%}", _megabytes(point["bytes_per_step"]), str(point["hops"]),
                     "<- chosen" if point["chosen"] else "") for point in result["trade_off"]]))  # fmt: skip
     say()
     say(_verdict(result), wrap=True)

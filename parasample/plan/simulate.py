@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from parasample.errors import ConfigError
-from parasample.plan.schedule import Action, Schedule
+from parasample.plan.schedule import Action, Schedule, Wire
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Timeline:
     Attributes:
         lanes: [ranks] what each rank did, in order.
         messages: (block, source, reader, step of sending, sent at, there at) of each message.
-        bytes_sent: [ranks][steps] payload times readers.
-        oldest: the oldest value read of another rank, in batches; 0 is the same step's.
+        bytes_sent: [ranks][steps] payload times the ranks that it goes to.
+        oldest: the oldest value read of another worker, in batches; 0 is the same step's.
     """
 
     lanes: list[list[Interval]]
@@ -65,12 +65,15 @@ class _Rank:
     """A rank on its way through the schedule."""
 
     def __init__(self, schedule: Schedule, rank: int) -> None:
-        self.todo = [
-            (step, action) for step in range(schedule.num_steps) for action in _with_end(schedule, rank, step)
-        ]
+        # What is to be done: in which step, by which workers, and None at the end of the step.
+        self.todo: list[tuple[int, tuple[int, ...], Action | None]] = []
+        for step in range(schedule.num_steps):
+            self.todo += _step(schedule, schedule.workers_on(rank), step)
         self.next = 0
         self.now = 0.0
         self.lane: list[Interval] = []
+        # What each worker has had of each block: (worker, block, step it was made in).
+        self.had: set[tuple[int, int, int]] = set()
 
     @property
     def done(self) -> bool:
@@ -87,8 +90,22 @@ class _Rank:
         self.now = until
 
 
-def _with_end(schedule: Schedule, rank: int, step: int) -> list[Action | None]:
-    return [*schedule.actions(rank, step), None]  # None: the end of the step
+def _step(
+    schedule: Schedule, workers: Sequence[int], step: int
+) -> list[tuple[int, tuple[int, ...], Action | None]]:
+    """A rank's part of a step: forward after forward, then it takes the output."""
+    found: list[tuple[int, tuple[int, ...], Action | None]] = []
+    at_the_end: list[tuple[int, tuple[int, ...], Action | None]] = []
+    for group in schedule.forwards(workers, step):
+        for worker in group:
+            for action in schedule.actions(worker, step):
+                if action.kind == "compute" and worker == group[0]:
+                    found.append((step, group, action))  # once for all who take part
+                elif action.block == schedule.output and action.kind in ("receive", "reuse"):
+                    at_the_end.append((step, (worker,), action))
+                elif action.kind != "compute":
+                    found.append((step, (worker,), action))
+    return [*found, *at_the_end, (step, (), None)]
 
 
 def simulate(schedule: Schedule, costs: Costs) -> Timeline:
@@ -101,55 +118,50 @@ def simulate(schedule: Schedule, costs: Costs) -> Timeline:
     ranks = [_Rank(schedule, rank) for rank in range(schedule.num_ranks)]
     timeline = Timeline([rank.lane for rank in ranks])
     timeline.bytes_sent = [[0] * schedule.num_steps for _ in ranks]
-    # (block, produced, source, reader) -> there at; and what each rank has had of each block.
-    mail: dict[tuple[int, int, int, int], float] = {}
-    had: list[set[tuple[int, int]]] = [set() for _ in ranks]
+    mail: _Mail = {}
     while not all(rank.done for rank in ranks):
         moved = False
         for number, rank in enumerate(ranks):
-            while not rank.done and _advance(schedule, costs, timeline, number, rank, mail, had[number]):
+            while not rank.done and _advance(schedule, costs, timeline, number, rank, mail):
                 moved = True
         if not moved:
             stuck = next(number for number, rank in enumerate(ranks) if not rank.done)
-            step, action = ranks[stuck].todo[ranks[stuck].next]
+            step, _, action = ranks[stuck].todo[ranks[stuck].next]
             raise ConfigError(f"the schedule never ends: rank {stuck} waits in step {step} for {action}")
     if mail:
         block, produced, source, reader = next(iter(mail))
         raise ConfigError(
-            f"rank {source} sends block {block} of step {produced} to rank {reader}, which never reads it"
+            f"worker {source} sends block {block} of step {produced} to worker {reader}, which never reads it"
         )
     return timeline
 
 
+_Mail = dict[tuple[int, int, int, int], float]  # (block, produced, source, reader) -> there at
+
+
 def _advance(
-    schedule: Schedule,
-    costs: Costs,
-    timeline: Timeline,
-    number: int,
-    rank: _Rank,
-    mail: dict[tuple[int, int, int, int], float],
-    had: set[tuple[int, int]],
+    schedule: Schedule, costs: Costs, timeline: Timeline, number: int, rank: _Rank, mail: _Mail
 ) -> bool:
     """Do the rank's next action; False when it must wait for a message that was not sent yet."""
-    step, action = rank.todo[rank.next]
+    step, workers, action = rank.todo[rank.next]
     if action is None:
         rank.spend("step", step, rank.now + costs.step)
     elif action.kind == "compute":
         rank.spend("compute", step, rank.now + costs.blocks[action.block])
-        had.add((action.block, step))
+        rank.had |= {(worker, action.block, step) for worker in workers}
     elif action.kind == "send":
-        _send(schedule, costs, timeline, number, rank, step, action, mail)
+        _send(schedule, costs, timeline, number, rank, step, workers[0], action, mail)
     elif action.kind == "receive":
-        key = (action.block, action.produced, action.peers[0], number)
+        key = (action.block, action.produced, action.peers[0], workers[0])
         if key not in mail:
             return False
         rank.spend("wait", step, mail.pop(key))
-        had.add((action.block, action.produced))
+        rank.had.add((workers[0], action.block, action.produced))
         if action.block != schedule.output:
             timeline.oldest = max(timeline.oldest, schedule.batch(step) - schedule.batch(action.produced))
-    elif (action.block, action.produced) not in had:
+    elif (workers[0], action.block, action.produced) not in rank.had:
         raise ConfigError(
-            f"rank {number} reuses block {action.block} of step {action.produced}, which it never had"
+            f"worker {workers[0]} reuses block {action.block} of step {action.produced}, which it never had"
         )
     rank.next += 1
     return True
@@ -162,16 +174,21 @@ def _send(
     number: int,
     rank: _Rank,
     step: int,
+    worker: int,
     action: Action,
-    mail: dict[tuple[int, int, int, int], float],
+    mail: _Mail,
 ) -> None:
     size = schedule.graph.blocks[action.block].output_bytes
-    rank.spend("compute", step, rank.now + size / costs.copy_bytes_per_second)
+    reached = schedule.ranks_reached(Wire(action.block, worker, action.peers))
+    if reached:
+        rank.spend("compute", step, rank.now + size / costs.copy_bytes_per_second)
+    arrival = rank.now + costs.latency + size / costs.bytes_per_second
     for reader in action.peers:
-        arrival = rank.now + costs.latency + size / costs.bytes_per_second
-        mail[action.block, step, number, reader] = arrival
-        timeline.messages.append((action.block, number, reader, step, rank.now, arrival))
-    timeline.bytes_sent[number][step] += size * len(action.peers)
+        at = schedule.rank_of[reader]
+        mail[action.block, step, worker, reader] = arrival if at != number else rank.now
+    for at in reached:
+        timeline.messages.append((action.block, number, at, step, rank.now, arrival))
+    timeline.bytes_sent[number][step] += size * len(reached)
 
 
 def sequential_seconds(schedule: Schedule, costs: Costs) -> float:

@@ -1,8 +1,8 @@
-"""Runs one rank's part of a split denoiser: its own blocks, and other ranks' outputs in place of theirs.
+"""Runs one worker's part of a split denoiser: its own blocks, and other workers' outputs in place of theirs.
 
-The denoiser's own forward runs on every rank. A block that is the rank's own is computed, and its output sent
-on its way at once if somebody reads it. A foreign block that an own one reads gives what its owner sent; any
-other gives a placeholder that nobody looks at, and modules with nothing of interest inside are not entered.
+The denoiser's own forward runs for every worker. A block of its own is computed, and its output sent on its
+way at once if somebody reads it. A foreign block that an own one reads gives what its owner sent; any other
+gives a placeholder that nobody looks at, and modules with nothing of interest inside are not entered.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from parasample.errors import UnsupportedPipelineError
 from parasample.plan.schedule import Action, Schedule, Wire
-from parasample.runtime.transports.exchange import Channel, Exchange
+from parasample.runtime.transports.exchange import Channel
+from parasample.runtime.transports.router import Endpoint
 
 
 class Template:
@@ -126,34 +127,35 @@ def make_channels(schedule: Schedule, templates: Templates) -> tuple[list[Channe
         for part, like in enumerate(template.parts_like):
             places[wire].append(len(channels))
             name = f"{block.label}[{part}]"
-            channels.append(Channel(name, wire.source, wire.readers, tuple(like.shape), like.dtype, keep=2))
+            keep = 1 + schedule.age(wire)  # the value that is read, and the one before it
+            channels.append(Channel(name, wire.source, wire.readers, tuple(like.shape), like.dtype, keep))
     return channels, places
 
 
 @dataclass
 class _Value:
-    """What a rank has of a foreign block: the tensors, and where they lie on the axis of steps."""
+    """What a worker has of a foreign block: the tensors, and where they lie on the axis of steps."""
 
     position: int
     parts: list[Tensor]
 
 
 class ComponentRunner:
-    """One rank's part in one of the pipeline's calls of the denoiser, through all steps of a run.
+    """One worker's part in one of the pipeline's calls of the denoiser, through all steps of a run.
 
     Args:
-        rank: whose part.
+        worker: whose part.
         schedule: of the run.
         templates: of this call, filled by the first step.
         blend: extrapolate what is read linearly in the axis of steps from the last two values.
     """
 
-    def __init__(self, rank: int, schedule: Schedule, templates: Templates, blend: bool) -> None:
-        self.rank = rank
+    def __init__(self, worker: int, schedule: Schedule, templates: Templates, blend: bool = False) -> None:
+        self.worker = worker
         self.schedule = schedule
         self.templates = templates
         self.blend = blend
-        self.exchange: Exchange | None = None
+        self.endpoint: Endpoint | None = None
         self._channels: dict[Wire, list[int]] = {}
         self._values: dict[int, deque[_Value]] = {}
         self._output: Any = None
@@ -161,9 +163,18 @@ class ComponentRunner:
         self._plan: dict[int, Action] = {}
         self._sends: dict[int, Action] = {}
         self._inside: dict[int, bool] = {}
-        self._lent: list[
-            tuple[int, Tensor, int]
-        ] = []  # tensors that must not change in place, their versions
+        # Tensors that must not change in place, with their versions, and the blocks they are of.
+        self._lent: list[tuple[int, Tensor, int]] = []
+
+    @property
+    def rank(self) -> int:
+        """Where the worker works."""
+        return self.schedule.rank_of[self.worker]
+
+    def adopt(self, other: ComponentRunner) -> None:
+        """Take over what another worker of this rank, which is not needed any more, has of other ranks."""
+        for block, values in other._values.items():
+            self._values.setdefault(block, values)
 
     def release(self) -> None:
         """Hold nothing that lies in the exchange's memory: its channels are about to be replaced."""
@@ -172,42 +183,17 @@ class ComponentRunner:
             for value in values:
                 value.parts = [part.clone() for part in value.parts]
 
-    def connect(self, exchange: Exchange, places: dict[Wire, list[int]]) -> None:
+    def connect(self, endpoint: Endpoint, places: dict[Wire, list[int]]) -> None:
         """Use an exchange whose channels are open."""
-        self.exchange, self._channels = exchange, places
+        self.endpoint, self._channels = endpoint, places
 
     # ------------------------------------------------------------------ a step
 
-    def run(self, step: int, forward: Callable[[], Any]) -> None:
-        """This rank's part of a step; `forward` calls the denoiser, whose blocks come to `block` in turn."""
-        self._begin(step)
-        if not any(action.kind == "compute" for action in self._plan.values()):
-            return
-        output = forward()
-        if self.schedule.output in self._plan:
-            self._output = output
-        self._finish(step)
-
-    def settle(self) -> None:
-        """Nothing that was lent to the exchange in the last step was changed, or it was not what others
-        read.
-        """
-        if self.exchange is not None:
-            self.exchange.flush()
-        for block, tensor, version in self._lent:
-            if _version(tensor) != version:
-                raise UnsupportedPipelineError(
-                    f"step {self._step}: the denoiser changes the output of block "
-                    f"{self.schedule.graph.blocks[block].label} in place, so that it cannot be shared "
-                    f"between "
-                    "ranks; sample this pipeline sequentially, or choose another split"
-                )
-        self._lent.clear()
-
-    def _begin(self, step: int) -> None:
+    def begin(self, step: int) -> bool:
+        """Whether this worker has anything to compute in a step, which has begun."""
         self.settle()
         self._step = step
-        actions = self.schedule.actions(self.rank, step)
+        actions = self.schedule.actions(self.worker, step)
         self._sends = {action.block: action for action in actions if action.kind == "send"}
         self._plan = {
             action.block: action
@@ -215,15 +201,32 @@ class ComponentRunner:
             if action.kind != "send" and (action.block != self.schedule.output or action.kind == "compute")
         }
         self._inside = {}
+        return any(action.kind == "compute" for action in self._plan.values())
 
-    def _finish(self, step: int) -> None:
-        """Nothing that others wait for was left out."""
+    def settle(self) -> None:
+        """Nothing that was lent to the exchange in the last step was changed, or it was not what others
+        read.
+        """
+        if self.endpoint is not None:
+            self.endpoint.flush()
+        for block, tensor, version in self._lent:
+            if _version(tensor) != version:
+                raise UnsupportedPipelineError(
+                    f"step {self._step}: the denoiser changes the output of block "
+                    f"{self.schedule.graph.blocks[block].label} in place, so that it cannot be shared "
+                    "between ranks; sample this pipeline sequentially, or choose another split"
+                )
+        self._lent.clear()
+
+    def finish(self, output: Any) -> None:
+        """The forward is over: nothing that others wait for was left out."""
+        if self.schedule.output in self._plan:
+            self._output = output
         missing = [block for block in self._sends if block != self.schedule.output]
         if missing:
             raise UnsupportedPipelineError(
-                f"step {step}: block {self.schedule.graph.blocks[missing[0]].label} did not run, although "
-                f"it did "
-                "in the first step; sample this pipeline sequentially"
+                f"step {self._step}: block {self.schedule.graph.blocks[missing[0]].label} did not run, "
+                "although it did in the first step; sample this pipeline sequentially"
             )
 
     def block(self, index: int, forward: Callable[[], Any]) -> Any:
@@ -235,9 +238,6 @@ class ComponentRunner:
             return self.templates[index].placeholder
         if action.kind == "compute":
             output = forward()
-            if self.schedule.whole(self.rank, self._step):
-                self.templates.record(index, output)
-                self._remember(index, output)
             if index in self._sends and index != self.schedule.output:
                 self._send(self._sends.pop(index), output)
             return output
@@ -260,12 +260,12 @@ class ComponentRunner:
 
     # ------------------------------------------------------------------ values of other ranks
 
-    def _remember(self, index: int, output: Any) -> None:
-        """Keep what the warm-up made of a block that is read from somebody else later."""
-        component = self.schedule.component(self.rank)
-        soon = self._step >= self.schedule.start(component) - 2
+    def remember(self, index: int, output: Any) -> None:
+        """Keep what a forward of the whole denoiser made of a block that is read from somebody else later."""
+        stage = self.schedule.stage(self.worker)
+        soon = self._step >= self.schedule.start(stage) - 2
         first = self._step == 0  # the schedule may yet change
-        if index in self.schedule.reads[component] and (soon or first):
+        if index in self.schedule.reads[stage] and (soon or first):
             parts = [part.clone() for part in self.templates[index].parts(output)]
             self._store(index, _Value(self._step, parts))
 
@@ -276,12 +276,12 @@ class ComponentRunner:
         if action.kind == "receive":
             wire = self.schedule.wire(action.block, action.produced)
             parts = [self._receive(action.block, channel) for channel in self._channels[wire]]
-            self._store(action.block, _Value(self.schedule.position(wire.source, action.produced), parts))
+            self._store(action.block, _Value(self.schedule.latents_step(wire.source, action.produced), parts))
         values = self._values[action.block]
         last = values[-1]
         weight = 0.0
         if self.blend and len(values) == 2 and last.position != values[0].position:
-            wanted = self.schedule.wanted(self.rank, self._step)
+            wanted = self.schedule.wanted(self.worker, self._step)
             weight = (wanted - last.position) / (last.position - values[0].position)
         if weight == 0.0:
             return last.parts
@@ -291,17 +291,17 @@ class ComponentRunner:
         ]
 
     def _receive(self, block: int, channel: int) -> Tensor:
-        assert self.exchange is not None
-        tensor = self.exchange.receive(channel)
+        assert self.endpoint is not None
+        tensor = self.endpoint.receive(channel)
         self._lend(block, tensor)
         return tensor
 
     def _send(self, action: Action, output: Any) -> None:
-        assert self.exchange is not None
+        assert self.endpoint is not None
         parts = self.templates[action.block].parts(output)
-        wire = Wire(action.block, self.rank, action.peers)
+        wire = Wire(action.block, self.worker, action.peers)
         for channel, part in zip(self._channels[wire], parts, strict=True):
-            self.exchange.send(channel, part)
+            self.endpoint.send(channel, part)
             self._lend(action.block, part)
 
     def _lend(self, block: int, tensor: Tensor) -> None:
@@ -310,24 +310,38 @@ class ComponentRunner:
     # ------------------------------------------------------------------ the denoiser's output
 
     def send_output(self) -> None:
-        """Send the denoiser's output to everybody, if this rank made it in this step."""
+        """Send the denoiser's output to every other rank, if this worker made it in this step."""
         action = self._sends.pop(self.schedule.output, None)
         if action is not None:
-            self._send(
-                action,
-                tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self._output),
-            )
+            output = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self._output)
+            self._send(action, output)
 
     def take_output(self, step: int) -> Any:
-        """The denoiser's output for `step`: the same on every rank."""
+        """The denoiser's output for `step`, the same on every rank; None if another worker here takes it."""
         template = self.templates[self.schedule.output]
-        for action in self.schedule.actions(self.rank, step):
+        for action in self.schedule.actions(self.worker, step):
             if action.kind == "receive" and action.block == self.schedule.output:
-                assert self.exchange is not None
+                assert self.endpoint is not None
                 channels = self._channels[self.schedule.output_wire(action.peers[0])]
-                parts = [self.exchange.receive(channel).clone() for channel in channels]
+                parts = [self.endpoint.receive(channel).clone() for channel in channels]
                 return template.with_parts(template.placeholder, parts)
-        return self._output
+        return self._output if self.schedule.takes_output(self.worker) else None
+
+
+class WholeForward:
+    """A forward of the whole denoiser, of which several workers keep what they will read."""
+
+    def __init__(self, runners: Sequence[ComponentRunner]) -> None:
+        self._runners = runners
+        self._templates = runners[0].templates
+
+    def block(self, index: int, forward: Callable[[], Any]) -> Any:
+        """The output of a block, by running it."""
+        output = forward()
+        self._templates.record(index, output)
+        for runner in self._runners:
+            runner.remember(index, output)
+        return output
 
 
 def _version(tensor: Tensor) -> int:

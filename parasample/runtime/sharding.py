@@ -195,8 +195,8 @@ def require_shardable(denoiser: nn.Module) -> None:
             )
 
 
-def needed_places(denoiser: nn.Module, schedule: Schedule, component: int) -> set[Place]:
-    """Where the weights hang that a component's forward uses.
+def needed_places(denoiser: nn.Module, schedule: Schedule, stage: int) -> set[Place]:
+    """Where the weights hang that a stage's forward uses.
 
     Those of its own blocks, and those that belong to the code of expanded modules it passes through on the
     way to them (see `ComponentRunner.block`).
@@ -204,7 +204,7 @@ def needed_places(denoiser: nn.Module, schedule: Schedule, component: int) -> se
     blocks = schedule.graph.blocks
     modules = dict(denoiser.named_modules(remove_duplicate=False))
     chosen = {block.name for block in blocks}
-    own, at_work = schedule.own[component], schedule.own[component] | set(schedule.reads[component])
+    own, at_work = schedule.own[stage], schedule.own[stage] | set(schedule.reads[stage])
     repeated = any(block.call for block in blocks)
     entered = {""}
     needed: set[Place] = set()

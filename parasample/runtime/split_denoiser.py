@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from parasample.errors import UnsupportedPipelineError
 from parasample.plan.blocks import BlockGraph
-from parasample.runtime.component import ComponentRunner, Templates
+from parasample.runtime.component import ComponentRunner, Templates, WholeForward
 from parasample.runtime.forward import ReplacedForward
+
+_Listener = ComponentRunner | WholeForward | Templates
 
 
 class SplitDenoiser:
@@ -29,7 +31,7 @@ class SplitDenoiser:
         self._leaves = {block.name for block in graph.blocks if not block.exit}
         self._calls: Counter[str] = Counter()
         self._inside_leaf = False
-        self._runner: ComponentRunner | Templates | None = None
+        self._runner: _Listener | None = None
         modules = dict(denoiser.named_modules())
         self._modules = list(modules.items())
         missing = [block.name for block in graph.blocks if block.name not in modules]
@@ -59,15 +61,25 @@ class SplitDenoiser:
 
     # ------------------------------------------------------------------ forwards
 
-    def run(self, runner: ComponentRunner, step: int, forward: Callable[[], Any]) -> None:
-        """One rank's part of a step; `forward` calls the denoiser's own forward."""
-        runner.run(step, lambda: self._forward(runner, forward))
+    def run(self, runners: Sequence[ComponentRunner], step: int, forward: Callable[[], Any]) -> None:
+        """A forward of a step, for one worker or for several that run the whole denoiser.
+
+        Args:
+            forward: calls the denoiser's own forward.
+        """
+        at_work = [runner for runner in runners if runner.begin(step)]
+        if not at_work:
+            return
+        whole = at_work[0].schedule.whole(at_work[0].worker, step)
+        output = self._forward(WholeForward(at_work) if whole else at_work[0], forward)
+        for runner in at_work:
+            runner.finish(output)
 
     def record(self, templates: Templates, forward: Callable[[], Any]) -> None:
         """Note what every block's output looks like in a forward of the whole denoiser."""
         self._forward(templates, forward)
 
-    def _forward(self, runner: ComponentRunner | Templates, forward: Callable[[], Any]) -> Any:
+    def _forward(self, runner: _Listener, forward: Callable[[], Any]) -> Any:
         self._runner, self._inside_leaf = runner, False
         self._calls.clear()
         try:

@@ -41,7 +41,6 @@ def make() -> tuple[Any, dict[str, Any]]:
     return stable_diffusion()
 
 
-BACKWARDS = {"down_blocks": 1, "mid_block": 0, "up_blocks": 1}
 BAD_CALLS: list[tuple[str, ps.Async, type[Exception], str]] = [
     ("unknown-module", ps.Async(2, split={"down_blocks": 0, "nowhere": 1}), ps.ConfigError,
      "matches no block"),
@@ -49,8 +48,6 @@ BAD_CALLS: list[tuple[str, ps.Async, type[Exception], str]] = [
     ("too-few", ps.Async(3, split={"down_blocks": 0, "mid_block": 0, "up_blocks": 1}), ps.ConfigError,
      "split names 2 components, expected components=3"),
     ("too-many", ps.Async(500), ps.ConfigError, "components=500 is outside"),
-    ("backwards", ps.Async(2, split=BACKWARDS, extrapolate="latents"), ps.UnsupportedPipelineError,
-     "components read later ones"),
 ]  # fmt: skip
 
 

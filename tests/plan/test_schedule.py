@@ -11,7 +11,8 @@ import pytest
 from parasample.errors import ConfigError
 from parasample.plan.blocks import Block, BlockGraph
 from parasample.plan.partition import Split
-from parasample.plan.schedule import Schedule, flows_forward
+from parasample.plan.partition.stages import stages
+from parasample.plan.schedule import Schedule
 from parasample.plan.simulate import Costs, predicted_speedup, sequential_seconds, simulate
 
 STEPS = 12
@@ -37,6 +38,14 @@ def contiguous(graph: BlockGraph, components: int) -> Split:
     inner = len(graph.blocks) - 2
     owners += [(min(i * components // inner, components - 1),) for i in range(inner)]
     return Split((*owners, (components - 1,)))
+
+
+def nested(graph: BlockGraph, components: int) -> Split:
+    """Component N-1 has the first and the last blocks, N-2 those just inside, and so on: shells."""
+    inner = len(graph.blocks) - 2
+    shells = [min(min(i, inner - 1 - i) * 2 * components // inner, components - 1) for i in range(inner)]
+    owners = [(components - 1 - shell,) for shell in shells]
+    return Split((tuple(range(components)), *owners, (components - 1,)))
 
 
 def scattered(graph: BlockGraph, components: int, seed: int) -> Split:
@@ -66,14 +75,13 @@ CASES = [
 def test_every_schedule_ends_and_everything_sent_is_read(
     components: int, stride: int, warm_up: int, reading: str, sharded: bool
 ) -> None:
-    graph = chain(10, skips=True)
-    splits = [contiguous(graph, components)]
-    if reading == "stale":
-        splits += [scattered(graph, components, seed) for seed in range(2)]
+    graph = chain(16, skips=True)
+    splits = [contiguous(graph, components), nested(graph, components)]
+    splits += [scattered(graph, components, seed) for seed in range(2)]
     for split in splits:
         schedule = Schedule(graph, split, STEPS, stride, warm_up, reading, sharded)  # type: ignore[arg-type]
         timeline = simulate(schedule, Costs([block.cost for block in graph.blocks]))
-        assert timeline.oldest <= (1 if reading == "stale" else components - 1)
+        assert timeline.oldest <= (1 if reading == "stale" else schedule.horizon)
         assert len(timeline.lanes) == components + stride - 1
 
 
@@ -129,15 +137,50 @@ def test_ahead_works_on_the_step_that_reads_it(stride: int) -> None:
     """What a component reads was made for the very step that it works on, once the pipeline is full."""
     graph = chain(12, skips=True)
     schedule = Schedule(graph, contiguous(graph, 4), 40, stride, warm_up=1 + 3 * stride, reading="ahead")
-    last = schedule.num_ranks - 1
+    last = schedule.num_workers - 1
     for step in range(schedule.warm_up, 40):
-        for rank in range(schedule.num_ranks):
-            for action in schedule.actions(rank, step):
+        for worker in range(schedule.num_workers):
+            for action in schedule.actions(worker, step):
                 if action.kind == "receive" and action.block != schedule.output:
                     made_for = schedule.latents_step(action.peers[0], action.produced)
-                    wanted = schedule.target(rank, step)
-                    assert made_for == wanted or schedule.component(rank) == schedule.components - 1
-                    assert rank != last or made_for == min(wanted, made_for)
+                    wanted = schedule.target(worker, step)
+                    assert made_for == wanted or schedule.stage(worker) == schedule.stages.count - 1
+                    assert worker != last or made_for == min(wanted, made_for)
+
+
+def test_nested_components_work_ahead_in_stages() -> None:
+    """The outer component's first part is for two steps later than its last part, which runs first."""
+    graph = chain(12, skips=True)
+    split = nested(graph, 2)
+    schedule = Schedule(graph, split, 30, warm_up=3, reading="ahead")
+    assert schedule.rank_of == (1, 0, 1)
+    assert [schedule.latents_step(worker, 10) for worker in range(3)] == [12, 11, 10]
+    assert schedule.forwards((0, 2), 10) == ((2,), (0,))
+    compute = [block.cost for block in graph.blocks]
+    stale = Schedule(graph, split, 30, warm_up=3)
+    ahead, behind = (simulate(s, Costs(compute)) for s in (schedule, stale))
+    assert ahead.seconds <= behind.seconds + 6, "two steps of its first part beside the last of the warm-up"
+    assert sum(map(sum, ahead.bytes_sent)) <= sum(map(sum, behind.bytes_sent)) + 2 * 6 * 116
+    skips = [schedule.wire(block, 10) for block in schedule.reads[2] if schedule.owner(block) == 0]
+    assert {schedule.age(wire) for wire in skips} == {2}, "its skip connections wait for two steps"
+    assert [schedule.ranks_reached(wire) for wire in skips] == [(), (), (0,)], "on its own rank"
+
+
+@pytest.mark.parametrize("components", [2, 3, 4])
+def test_stages_only_read_earlier_ones(components: int) -> None:
+    graph = chain(16, skips=True)
+    for split in (nested(graph, components), *(scattered(graph, components, seed) for seed in range(5))):
+        found = stages(graph, split)
+        for index, block in enumerate(graph.blocks):
+            mine = found.split.owners[index]
+            if block.everywhere:
+                continue
+            assert found.component[mine[0]] == split.owners[index][0]
+            for source in block.inputs:
+                theirs = found.split.owners[source]
+                if mine[0] not in theirs:
+                    assert found.phase[theirs[0]] < found.phase[mine[0]]
+    assert stages(graph, contiguous(graph, components)).component == tuple(range(components))
 
 
 def test_stale_components_work_on_the_latents_at_hand() -> None:
@@ -159,7 +202,3 @@ def test_what_cannot_work_is_refused() -> None:
         Schedule(graph, split, 5, warm_up=6)
     with pytest.raises(ConfigError, match="unknown"):
         Schedule(graph, split, 5, reading="fresh")  # type: ignore[arg-type]
-    backwards = Split(((0, 1), (1,), (0,), (0,), (0,), (0,), (1,), (1,)))
-    assert not flows_forward(graph, backwards)
-    with pytest.raises(ConfigError, match="contiguous"):
-        Schedule(graph, backwards, 5, reading="ahead")

@@ -36,7 +36,7 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return [torch.load(path, weights_only=False) for path in results]
 
 
-GOOD = ["warm-up-all", "published", "stride", "linear", "latents", "two-calls"]
+GOOD = ["warm-up-all", "published", "stride", "linear", "latents", "nested", "nested-stride", "two-calls"]
 
 
 @pytest.mark.parametrize("job", GOOD)

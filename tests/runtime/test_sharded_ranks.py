@@ -38,7 +38,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Answers:
 EXACT = ["warm-up-all", "transformer", "two-calls"]
 
 
-@pytest.mark.parametrize("job", [*EXACT, "ahead", "stride", "published", "linear"])
+@pytest.mark.parametrize("job", [*EXACT, "ahead", "stride", "published", "linear", "nested-ahead"])
 def test_all_ranks_agree_calls_repeat_and_weights_come_back(job: str, together: Answers) -> None:
     for answers in together:
         found = answers[job]
@@ -57,19 +57,22 @@ def test_warm_up_of_all_steps_is_sequential(job: str, together: Answers) -> None
         assert answers[job]["held"] < answers[job]["total"]
 
 
-@pytest.mark.parametrize("job", ["published", "linear"])
+@pytest.mark.parametrize("job", ["published", "linear", "nested-ahead"])
 def test_sharding_changes_no_bit_after_the_warm_up(job: str, together: Answers) -> None:
     for answers in together:
         assert torch.equal(answers[job]["sample"], answers[job]["unsharded"])
         assert not torch.equal(answers[job]["sample"], answers[job]["sequential"])
 
 
-def test_what_only_the_first_step_shows_still_counts(together: Answers) -> None:
+@pytest.mark.parametrize("job", ["found-late-ahead", "found-late-stale"])
+def test_what_only_the_first_step_shows_still_counts(job: str, together: Answers) -> None:
     for answers in together:
-        assert "error" not in answers["found-late"], answers["found-late"]
-        assert torch.equal(answers["found-late"]["sample"], together[0]["found-late"]["sample"])
-        assert torch.equal(answers["found-late"]["sample"], answers["found-late"]["known"])
-        assert not torch.equal(answers["found-late"]["sample"], answers["found-late"]["sequential"])
+        found = answers[job]
+        assert "error" not in found, found
+        assert torch.equal(found["sample"], together[0][job]["sample"])
+        assert torch.equal(found["sample"], found["unsharded"])
+        assert torch.equal(found["sample"], found["known"]) == (job == "found-late-ahead")
+        assert not torch.equal(found["sample"], found["sequential"])
 
 
 def test_every_step_sends_as_much_as_the_one_before(together: Answers) -> None:

@@ -81,6 +81,11 @@ SPLIT: dict[int, dict[str, int]] = {
     2: {"down_blocks": 0, "mid_block": 0, "up_blocks": 1},
     3: {"down_blocks": 0, "mid_block": 1, "up_blocks": 2},
 }
+# The last component has the first and the last blocks; of three the second lies between the others.
+NESTED: dict[int, dict[str, int]] = {
+    2: {"down_blocks.0": 1, "down_blocks.1": 0, "mid_block": 0, "up_blocks": 1},
+    3: {"down_blocks.0": 2, "down_blocks.1": 1, "mid_block": 0, "up_blocks.0": 1, "up_blocks.1": 2},
+}
 
 
 def jobs(size: int) -> dict[str, Any]:
@@ -92,6 +97,12 @@ def jobs(size: int) -> dict[str, Any]:
         "stride": lambda rank: sample("StableDiffusion", ps.Async(size - 1, stride=2, warm_up=2)),
         "linear": lambda rank: sample("StableDiffusionXL", ps.Async(size, warm_up=2, extrapolate="linear")),
         "latents": lambda rank: sample("StableDiffusion", ps.Async(size, warm_up=2, extrapolate="latents")),
+        "nested": lambda rank: sample(
+            "StableDiffusion", ps.Async(size, warm_up=2, split=NESTED[size], extrapolate="latents")
+        ),
+        "nested-stride": lambda rank: sample(
+            "StableDiffusion", ps.Async(2, stride=size - 1, split=NESTED[2], extrapolate="latents")
+        ),
         "two-calls": lambda rank: sample("Flux-true-cfg", ps.Async(2, split=FLUX_SPLIT, stride=size - 1)),
         "sizes": lambda rank: sizes_change(ps.Async(size, split=SPLIT[size])),
         "other-prompt": lambda rank: other_prompt(rank, size),

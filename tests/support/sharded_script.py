@@ -75,18 +75,26 @@ def unsharded(config: dict[str, Any]) -> dict[str, Any]:
         return found | {"unsharded": run(pipe, call)}
 
 
-def found_late() -> dict[str, Any]:
-    """Only the first step shows that the sampler draws noise, so that components work ahead after all."""
+def found_late(split: dict[str, int], constant: str, value: int, eta: float) -> dict[str, Any]:
+    """Only the first step shows that the sampler draws noise, so that components work on something else.
+
+    `constant` of the rule for that is `value` in the first of two calls, and in one without sharding.
+    """
     torch.manual_seed(0)
-    pipe, call = stable_diffusion(eta=1.0)
-    sequential = run(pipe, call)
-    with ps.parallelize(pipe, ps.Async(2, warm_up=2, split=SPLIT, shard_weights=True)):
-        reading.QUIET_COMPONENTS, near = 1, reading.QUIET_COMPONENTS
-        try:
+    pipe, call = stable_diffusion(eta=eta)
+    sequential, usual = run(pipe, call), getattr(reading, constant)
+    try:
+        with ps.parallelize(pipe, ps.Async(2, split=split, shard_weights=True)):
+            setattr(reading, constant, value)
             found = run(pipe, call)
-        finally:
-            reading.QUIET_COMPONENTS = near
-        return {"sample": found, "known": run(pipe, call), "sequential": sequential}
+            setattr(reading, constant, usual)
+            known = run(pipe, call)
+        setattr(reading, constant, value)
+        with ps.parallelize(pipe, ps.Async(2, split=split)):
+            unsharded = run(pipe, call)
+    finally:
+        setattr(reading, constant, usual)
+    return {"sample": found, "known": known, "unsharded": unsharded, "sequential": sequential}
 
 
 def sizes_change() -> dict[str, Any]:
@@ -175,7 +183,9 @@ def jobs() -> dict[str, Any]:
         "stride": lambda: sample("StableDiffusion3", ps.Async(1, stride=2, shard_weights=True)),
         "published": lambda: unsharded({"split": NESTED_LAYERS, "extrapolate": None}),
         "linear": lambda: unsharded({"split": LAYERS, "extrapolate": "linear", "warm_up": 2}),
-        "found-late": found_late,
+        "nested-ahead": lambda: unsharded({"split": NESTED_LAYERS, "extrapolate": "latents"}),
+        "found-late-ahead": lambda: found_late(SPLIT, "QUIET_BATCHES_AHEAD", 0, 1.0),
+        "found-late-stale": lambda: found_late(NESTED, "NOISY_STEPS_AHEAD", 0, 1.0),
         "sizes": sizes_change,
         "broken-first-step": lambda: broken_on(1, 1),
         "broken-later": lambda: broken_on(0, 4),

@@ -4,7 +4,6 @@ hand.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,22 +15,17 @@ from parasample.config import Async
 from parasample.errors import ConfigError, UnsupportedPipelineError
 from parasample.plan.blocks import BlockGraph
 from parasample.plan.partition import (
+    NOISY_HOPS,
+    QUIET_HOPS,
     Split,
-    contiguous_split,
+    choose_split,
     explicit_split,
-    find_split,
-    find_splits,
-    predict_step_seconds,
+    possible_splits,
 )
-from parasample.plan.schedule import hops
 from parasample.runtime.component import Templates
 from parasample.runtime.sharding import ShardedWeights
 from parasample.runtime.split_denoiser import SplitDenoiser
 from parasample.runtime.transports import Ranks
-
-BYTES_PER_SECOND, LATENCY_S = 5e9, 20e-6  # of a link that is neither the slowest nor the fastest in use
-MAX_HOPS = 3  # what extrapolated values survive: measured, one hop more and their errors grow
-WORTH = 1.1  # how much slower a split may be that lets components work ahead
 
 
 class Cut:
@@ -43,6 +37,7 @@ class Cut:
         config: says in how many parts, and how.
         ranks: all must make the same call; the first one's measurements decide.
         weights: what is known of the weights, where they are put aside; then operations count, not times.
+        noisy: the sampler draws noise, so that latents cannot be predicted far ahead.
     """
 
     def __init__(
@@ -52,12 +47,13 @@ class Cut:
         config: Async,
         ranks: Ranks,
         weights: ShardedWeights | None = None,
+        noisy: bool = False,
     ) -> None:
         self.denoiser, self.weights = denoiser, weights
         self.graph: BlockGraph = trace(denoiser, (), call) if weights is None else _trace_meta(weights, call)
         names = repr([(block.name, block.call) for block in self.graph.blocks]).encode()
         ranks.require_same("the denoiser's structure", torch.frombuffer(bytearray(names), dtype=torch.uint8))
-        self.split = _of_first_rank(choose_split(self.graph, config), ranks)
+        self.split = _of_first_rank(_split(self.graph, config, noisy), ranks)
         self.blocks = SplitDenoiser(denoiser, self.graph)
 
     def record(self, templates: Templates, call: dict[str, Any], device: torch.device) -> None:
@@ -91,33 +87,18 @@ def _trace_meta(weights: ShardedWeights, call: dict[str, Any]) -> BlockGraph:
         ) from error
 
 
-def choose_split(graph: BlockGraph, config: Async) -> Split:
-    """The user's split, or the best one found.
-
-    Components that follow one another can work ahead of the latents, which is what `extrapolate` is after by
-    default; it is worth a little speed.
-    """
-    if config.split != "auto":
-        split = explicit_split(graph, config.split)
-        if split.components != config.components:
-            raise ConfigError(
-                f"split names {split.components} components, expected components={config.components}; "
-                f"give every component 0..{config.components - 1} a module"
-            )
-        return split
-    if config.extrapolate is None:
-        return find_split(graph, config.components)
-    forward = contiguous_split(graph, config.components)
-    if config.extrapolate == "latents":
-        return forward
-    nested = [split for split in find_splits(graph, config.components) if hops(graph, split) <= MAX_HOPS]
-    fastest = min(nested, key=partial(_step_seconds, graph), default=forward)
-    worth_it = _step_seconds(graph, forward) <= WORTH * _step_seconds(graph, fastest)
-    return forward if worth_it else fastest
-
-
-def _step_seconds(graph: BlockGraph, split: Split) -> float:
-    return predict_step_seconds(graph, split, BYTES_PER_SECOND, LATENCY_S)
+def _split(graph: BlockGraph, config: Async, noisy: bool) -> Split:
+    """The user's split, or the best one found; as published the fastest."""
+    if config.split == "auto":
+        most_hops = None if config.extrapolate is None else NOISY_HOPS if noisy else QUIET_HOPS
+        return choose_split(graph, possible_splits(graph, config.components), most_hops)
+    split = explicit_split(graph, config.split)
+    if split.components != config.components:
+        raise ConfigError(
+            f"split names {split.components} components, expected components={config.components}; "
+            f"give every component 0..{config.components - 1} a module"
+        )
+    return split
 
 
 def _of_first_rank(split: Split, ranks: Ranks) -> Split:

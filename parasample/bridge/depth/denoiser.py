@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,12 @@ from parasample.bridge.depth.cut import Cut
 from parasample.bridge.timesteps import has_traced
 from parasample.errors import UnsupportedPipelineError
 from parasample.plan.schedule import Schedule
+from parasample.plan.timetable import Reading
 from parasample.runtime.component import ComponentRunner, Templates, make_channels
 from parasample.runtime.forward import ReplacedForward
 from parasample.runtime.sharding import ShardedWeights
 from parasample.runtime.transports.exchange import Exchange
+from parasample.runtime.transports.router import Router
 
 if TYPE_CHECKING:
     from parasample.bridge.depth.run import DepthRun
@@ -30,39 +32,69 @@ class Site:
     def __init__(self, latents: Tensor, num_blocks: int) -> None:
         self.latents = latents
         self.templates = Templates(num_blocks)
+        self.candidates: dict[Reading, list[ComponentRunner]] = {}  # until it is settled what is read
         self.runners: list[ComponentRunner] = []
-        self.exchanges: list[Exchange] = []
+        self.routers: list[Router] = []
         self.finished = True  # nothing sent is left unread
         self.recorded = ""  # the arguments that the templates were made for without running the denoiser
         self._open: Any = None
 
-    def connect(self, schedule: Schedule, make: Callable[[], list[Exchange]]) -> None:
+    def prepare(self, schedules: Iterable[Schedule], ranks: Sequence[int]) -> None:
+        """Runners for the workers of these ranks, by each of the schedules that may turn out to rule."""
+        self.candidates = {
+            schedule.reading: [
+                ComponentRunner(worker, schedule, self.templates)
+                for rank in ranks
+                for worker in schedule.workers_on(rank)
+            ]
+            for schedule in schedules
+        }
+        self.runners = next(iter(self.candidates.values()))
+
+    def settle(self, schedule: Schedule, ranks: Sequence[int], blend: bool) -> None:
+        """The schedule that rules from now on."""
+        before = [runner for runners in self.candidates.values() for runner in runners]
+        if schedule.reading not in self.candidates:
+            self.prepare([schedule], ranks)
+            for runner in self.runners:
+                for other in before:
+                    if other.rank == runner.rank:
+                        runner.adopt(other)
+        self.runners, self.candidates = self.candidates[schedule.reading], {}
+        for runner in self.runners:
+            runner.blend = blend
+
+    def connect(self, make: Callable[[], list[Exchange]]) -> None:
         """Open channels for the schedule on this site's exchanges, unless they are open and unused.
         Collective.
         """
+        schedule = self.runners[0].schedule
         channels, places = make_channels(schedule, self.templates)
-        if channels and self._open != channels:
+        wanted = (channels, schedule.rank_of)
+        if channels and self._open != wanted:
             for runner in self.runners:
                 runner.release()
-            self.exchanges = self.exchanges or make()
-            for exchange in self.exchanges:
-                exchange.open(channels)
-            self._open = channels
-        for runner, exchange in zip(self.runners, self.exchanges, strict=False):
-            runner.connect(exchange, places)
+            exchanges = [router.exchange for router in self.routers] or make()
+            self.routers = [Router(exchange, schedule.rank_of) for exchange in exchanges]
+            for router in self.routers:
+                router.open(channels)
+            self._open = wanted
+        at = {router.exchange.rank: router for router in self.routers}
+        for runner in self.runners if channels else ():
+            runner.connect(at[runner.rank].endpoint(runner.worker), places)
 
     @property
     def bytes_sent(self) -> int:
         """Bytes that this process has sent so far."""
-        return sum(exchange.bytes_sent for exchange in self.exchanges)
+        return sum(router.exchange.bytes_sent for router in self.routers)
 
     def disconnect(self, failed: bool) -> None:
         """Close the exchanges; after a failure of this rank the others learn of it."""
-        for exchange in self.exchanges:
+        for router in self.routers:
             if failed:
-                exchange.abort()
-            exchange.close()
-        self.exchanges, self._open = [], None
+                router.abort()
+            router.close()
+        self.routers, self._open = [], None
 
 
 class DepthDenoiser:

@@ -14,11 +14,13 @@ from parasample.bridge.scheduler_wrap import StepCall
 from parasample.bridge.schedulers import ReadScheduler, read_scheduler
 from parasample.config import Async
 from parasample.errors import ConfigError, UnsupportedPipelineError
-from parasample.plan.schedule import Reading, flows_forward
+from parasample.plan.partition.stages import flows_forward, hops
+from parasample.plan.timetable import Reading
 
 # Where predicted latents were more accurate than extrapolated or stale hidden states, measured: without noise
-# up to three components, and with any stride; with noise as far as two steps ahead.
-QUIET_COMPONENTS = 3
+# for nested components and with a stride, and for components in a row as far as two batches ahead; with noise
+# as far as two steps.
+QUIET_BATCHES_AHEAD = 2
 NOISY_STEPS_AHEAD = 2
 
 Sites = list[tuple[DepthDenoiser, Site]]
@@ -40,9 +42,17 @@ def read_for(
     return read, "" if given else "the pipeline changes the latents before the denoiser"
 
 
+def draws_noise(scheduler: Any, first_index: int) -> bool:
+    """Whether the sampler does, as far as is known before the first step has shown its settings."""
+    try:
+        return read_scheduler(scheduler, begin_index=first_index).table.stochastic
+    except (ConfigError, UnsupportedPipelineError):
+        return False
+
+
 def expected_reading(config: Async, scheduler: Any, first_index: int, cut: Cut) -> Reading:
     """What `choose_reading` will likely find, before the first step has shown the pipeline's settings."""
-    if config.extrapolate in ("linear", None) or not flows_forward(cut.graph, cut.split):
+    if config.extrapolate in ("linear", None):
         return "stale"
     if config.extrapolate == "latents":
         return "ahead"
@@ -50,14 +60,16 @@ def expected_reading(config: Async, scheduler: Any, first_index: int, cut: Cut) 
         read = read_scheduler(scheduler, begin_index=first_index)
     except (ConfigError, UnsupportedPipelineError):
         return "stale"
-    return "ahead" if _may_look_ahead(config, read) else "stale"
+    return "ahead" if _may_look_ahead(config, read, cut) else "stale"
 
 
-def _may_look_ahead(config: Async, read: ReadScheduler) -> bool:
+def _may_look_ahead(config: Async, read: ReadScheduler, cut: Cut) -> bool:
+    batches = hops(cut.graph, cut.split)
     if read.table.stochastic:
-        near = config.components * config.stride - 1 <= NOISY_STEPS_AHEAD
+        near = (batches + 1) * config.stride - 1 <= NOISY_STEPS_AHEAD
     else:
-        near = config.components <= QUIET_COMPONENTS or config.stride > 1
+        nested = not flows_forward(cut.graph, cut.split)
+        near = batches <= QUIET_BATCHES_AHEAD or nested or config.stride > 1
     return near and not config.time_shift
 
 
@@ -81,15 +93,14 @@ def choose_reading(
         UnsupportedPipelineError: for "latents" where they cannot be predicted.
     """
     wanted = config.extrapolate
-    forward = all(flows_forward(d.cut.graph, d.cut.split) for d, _ in sites if d.cut is not None)
-    if wanted == "latents" and (reason or not forward) and config.num_ranks > 1:
+    if wanted == "latents" and reason and config.num_ranks > 1:
         raise UnsupportedPipelineError(
-            f"extrapolate='latents' cannot work here: {reason or 'components read later ones'}; pass "
-            "extrapolate='auto', or a split whose components follow one another"
+            f"extrapolate='latents' cannot work here: {reason}; pass extrapolate='auto'"
         )
     if wanted in ("linear", None) or read is None:
         return "stale", wanted == "linear"
     quiet = not read.table.stochastic
-    if wanted == "latents" or (forward and not reason and _may_look_ahead(config, read)):
+    near = all(_may_look_ahead(config, read, d.cut) for d, _ in sites if d.cut is not None)
+    if wanted == "latents" or (near and not reason):
         return "ahead", quiet
     return "stale", quiet

@@ -13,13 +13,14 @@ from torch.utils._pytree import tree_leaves
 from parasample.bridge.depth.arguments import at_step, plain, require_same_call, structure, with_states
 from parasample.bridge.depth.cut import Cut
 from parasample.bridge.depth.denoiser import DepthDenoiser, Site, gives_latents
-from parasample.bridge.depth.reading import choose_reading, expected_reading, read_for
+from parasample.bridge.depth.reading import choose_reading, draws_noise, expected_reading, read_for
 from parasample.bridge.scheduler_wrap import StepCall
 from parasample.bridge.solver import copied, generator_states
 from parasample.bridge.timesteps import TracedTimestep
 from parasample.config import Async
 from parasample.errors import ConfigError, UnsupportedPipelineError
-from parasample.plan.schedule import Reading, Schedule
+from parasample.plan.schedule import Schedule
+from parasample.plan.timetable import READINGS, Reading
 from parasample.runtime.component import ComponentRunner
 from parasample.runtime.prediction import LatentPredictor
 from parasample.runtime.sharding import ShardedWeights, needed_places
@@ -88,13 +89,20 @@ class DepthRun:
                 f"step had {tuple(site.latents.shape)}; guidance that is switched on or off on the way "
                 "changes them: keep it, or sample sequentially"
             )
+        return self._shared_step(denoiser, site, call)
+
+    def _shared_step(self, denoiser: DepthDenoiser, site: Site, call: dict[str, Any]) -> Any:
+        """The forwards of this process's workers, and the denoiser's output, whoever made it."""
         assert denoiser.cut is not None
-        for runner in site.runners:
-            given = self._arguments(denoiser, call, runner)
-            denoiser.cut.blocks.run(runner, self.row, partial(denoiser.forward, **given))
-            runner.send_output()
+        at_work = {runner.worker: runner for runner in site.runners}
+        for workers in site.runners[0].schedule.forwards(list(at_work), self.row):
+            runners = [at_work[worker] for worker in workers]
+            given = self._arguments(denoiser, call, runners[0])
+            denoiser.cut.blocks.run(runners, self.row, partial(denoiser.forward, **given))
+            for runner in runners:
+                runner.send_output()
         outputs = [runner.take_output(self.row) for runner in site.runners]
-        return outputs[0]
+        return next(output for output in outputs if output is not None)
 
     def _first_step(self, denoiser: DepthDenoiser, call: dict[str, Any]) -> Any:
         latents = call.get(denoiser.latents_name)
@@ -113,21 +121,22 @@ class DepthRun:
             denoiser.forget()
         if denoiser.cut is None:
             with denoiser.aside():
-                denoiser.cut = Cut(denoiser.module, arguments, self.config, self.ranks, denoiser.weights)
+                noisy = draws_noise(self.scheduler, self.first_index)
+                module, weights = denoiser.module, denoiser.weights
+                denoiser.cut = Cut(module, arguments, self.config, self.ranks, weights, noisy)
         site = self._site(denoiser, latents)
         if denoiser.weights is not None:
-            return self._first_shared(denoiser, denoiser.weights, site, arguments)
-        schedule = self._schedule(denoiser.cut, "stale")
-        site.runners = [ComponentRunner(rank, schedule, site.templates, False) for rank in self._local]
-        for runner in site.runners:
-            denoiser.cut.blocks.run(runner, 0, partial(denoiser.forward, **arguments))
-        output = site.runners[0].take_output(0)
+            return self._first_shared(denoiser, denoiser.weights, site, call)
+        site.prepare((self._schedule(denoiser.cut, reading) for reading in READINGS), self._local)
+        everybody = [runner for runners in site.candidates.values() for runner in runners]
+        denoiser.cut.blocks.run(everybody, 0, partial(denoiser.forward, **arguments))
+        output = site.runners[-1].take_output(0)
         if not gives_latents(output, latents):
             self._leave_whole(denoiser)
         return output
 
     def _first_shared(
-        self, denoiser: DepthDenoiser, weights: ShardedWeights, site: Site, arguments: dict[str, Any]
+        self, denoiser: DepthDenoiser, weights: ShardedWeights, site: Site, call: dict[str, Any]
     ) -> Any:
         """A call of the first step where no rank has all weights: shared as those after it.
 
@@ -136,6 +145,7 @@ class DepthRun:
         """
         cut = denoiser.cut
         assert cut is not None
+        arguments = plain(call)
         shapes = structure(arguments)
         if site.recorded != shapes:
             with denoiser.aside():
@@ -145,15 +155,12 @@ class DepthRun:
             self._leave_whole(denoiser)
             return denoiser.forward(**arguments)
         schedule = self._schedule(cut, expected_reading(self.config, self.scheduler, self.first_index, cut))
-        for rank in self._local:
-            weights.keep(needed_places(denoiser.module, schedule, schedule.component(rank)))
-        site.runners = [ComponentRunner(rank, schedule, site.templates, False) for rank in self._local]
-        site.finished = False
-        site.connect(schedule, partial(self._exchanges, site))
+        site.prepare([schedule], self._local)
         for runner in site.runners:
-            cut.blocks.run(runner, 0, partial(denoiser.forward, **arguments))
-            runner.send_output()
-        return [runner.take_output(0) for runner in site.runners][0]
+            weights.keep(needed_places(denoiser.module, schedule, schedule.stage(runner.worker)))
+        site.finished = False
+        site.connect(partial(self._exchanges, site))
+        return self._shared_step(denoiser, site, call)
 
     def _leave_whole(self, denoiser: DepthDenoiser) -> None:
         """The denoiser gives no latents: every rank runs all of it."""
@@ -197,15 +204,15 @@ class DepthRun:
     def _arguments(
         self, denoiser: DepthDenoiser, call: dict[str, Any], runner: ComponentRunner
     ) -> dict[str, Any]:
-        """The arguments of a rank's call: the timestep, and maybe the latents, of the step it works on."""
-        schedule, rank = runner.schedule, runner.rank
-        target = schedule.target(rank, self.row)
-        if self.config.time_shift and not schedule.together(rank, self.row):
+        """The arguments of a worker's call: the timestep, maybe the latents, of the step it works on."""
+        schedule, worker = runner.schedule, runner.worker
+        target = schedule.target(worker, self.row)
+        if self.config.time_shift and not schedule.together(worker, self.row):
             target = max(target - 1, 0)
         arguments = plain(call)
         if target != self.row:
             arguments = at_step(call, denoiser, self.timesteps, self.row, target)
-        ahead = schedule.latents_step(rank, self.row)
+        ahead = schedule.latents_step(worker, self.row)
         if ahead > self.row and self._predictor is not None:
             name = denoiser.latents_name
             state = self._predictor.predict(ahead) * self._predictor.table.input_scale[ahead]
@@ -259,9 +266,9 @@ class DepthRun:
             id(runner.schedule): runner.schedule for _, site in self._sites for runner in site.runners
         }
         for schedule in schedules.values():
-            for rank in range(schedule.num_ranks):
-                if schedule.head(rank, self.row) == self.row:
-                    self._predictor.predict(schedule.latents_step(rank, self.row))
+            for worker in range(schedule.num_workers):
+                if schedule.head(worker, self.row) == self.row:
+                    self._predictor.predict(schedule.latents_step(worker, self.row))
 
     def _end(self) -> None:
         self.active = False
@@ -301,11 +308,9 @@ class DepthRun:
             )
         for denoiser, site in self._sites:
             assert denoiser.cut is not None
-            schedule = self._schedule(denoiser.cut, reading)
-            for runner in site.runners:
-                runner.schedule, runner.blend = schedule, blend
+            site.settle(self._schedule(denoiser.cut, reading), self._local, blend)
             site.finished = False
-            site.connect(schedule, partial(self._exchanges, site))
+            site.connect(partial(self._exchanges, site))
 
     def _exchanges(self, site: Site) -> list[Exchange]:
         if self._emulated:

@@ -7,7 +7,7 @@ from graphs import chain, small_unet
 
 from parasample.errors import ConfigError
 from parasample.plan.partition import contiguous_split, report
-from parasample.plan.schedule import flows_forward, hops
+from parasample.plan.partition.stages import flows_forward, hops
 
 
 @pytest.mark.parametrize("components", [1, 2, 3, 4, 5])
