@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from parasample.cli.depth_picture import _depth, depth_figure
 from parasample.cli.pictures import _trajectory, fidelity_figure, images_figure
 
 
@@ -40,6 +41,24 @@ def test_distances_too_small_to_tell_are_marked(tmp_path: Path) -> None:
         with Image.open(tmp_path / "fidelity.png") as image:
             drawn.append(np.asarray(image.convert("L")))
     assert (drawn[0] != drawn[1]).any(), "at the edge and below it look different"
+
+
+def test_every_rule_of_depth_is_drawn_once_in_the_legend(tmp_path: Path) -> None:
+    rows = [
+        {"title": "DDIM", "steps": 50, "label": label, "components": n, "stride": 1, "warm_up": w,
+         "path": 50 / n + w, "rms": rms * n / w}
+        for n in (2, 3) for w in (1, 5)
+        for label, rms in (("published", 1e-1), ("auto", 1e-3), ("fewer steps", 1e-2))
+    ]  # fmt: skip
+    drawn = []
+    for kept in (rows, [row for row in rows if row["label"] != "auto"]):
+        figure = _depth(kept)
+        drawn.append([text.get_text() for text in figure.legends[0].get_texts()])
+        plt.close(figure)
+    assert drawn[0] == ["fewer sequential steps", "AsyncDiff as published", "parasample"]
+    assert drawn[1] == drawn[0][:2]
+    depth_figure(rows, tmp_path / "depth.png")
+    assert (tmp_path / "depth.png").stat().st_size > 10_000
 
 
 def test_the_trajectory_fills_its_picture() -> None:

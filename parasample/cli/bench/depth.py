@@ -57,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
         for case in args.cases:
             sampler, _, steps = case.rpartition("-")
             bench.case(sampler, int(steps))
+    from parasample.cli.depth_picture import depth_figure
+
+    depth_figure(results.rows, results.path.with_suffix(".png"))
     results.show(COLUMNS, args.json)
     return 0
 

@@ -3,7 +3,8 @@
 The model is a U-Net of random weights, large enough that computing dominates as it does in models people use.
 Processes are started by torchrun, one count after the other, several times over, so that a machine whose
 speed drifts treats both alike; the ratio of a pair of neighbours is what counts. "predicted" is what the
-schedule's simulation makes of the measured costs of the blocks.
+schedule's simulation makes of the measured costs of the blocks, over "crowding": how much longer a forward
+takes while all ranks compute than while one does, on cores that share caches and memory.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from parasample.cli.bench.results import Results
 from parasample.cli.bench.torchrun import launch
 from parasample.cli.text import progress
 from parasample.plan.simulate import Costs, predicted_speedup
+from parasample.runtime.transports import Ranks, default_ranks
 
 EXAMPLE = "depth_ranks --components 2 --steps 50"
 NEEDS_MODEL = False
@@ -40,6 +42,7 @@ COLUMNS = {
     "N": "{components}", "S": "{stride}", "ranks": "{ranks}", "warm-up": "{warm_up}", "steps": "{steps}",
     "extrapolate": "{extrapolate}", "1 rank": "{one_s:.2f} s", "all ranks": "{all_s:.2f} s",
     "faster": "{faster:.2f}x", "pairs": "{faster_min:.2f}-{faster_max:.2f}", "predicted": "{predicted:.2f}x",
+    "crowding": "{crowding:.2f}",
     "kB a step": "{kilobytes:.0f}",
 }  # fmt: skip
 
@@ -108,12 +111,42 @@ def _work(args: argparse.Namespace) -> int:
             costs = Costs(
                 [b.cost for b in schedule.graph.blocks], copy_bytes_per_second=COPY_BYTES_PER_SECOND
             )
-            found["predicted"] = predicted_speedup(schedule, costs)
+            found["crowding"] = _crowding(pipe, call, default_ranks())
+            found["predicted"] = predicted_speedup(schedule, costs) / found["crowding"]
             found["bytes_sent"] = torch.tensor([record.bytes_sent for record in handle.stats.history])
     found["parameters"] = sum(parameter.numel() for parameter in pipe.unet.parameters())
     if int(os.environ["RANK"]) == 0:
         torch.save(found, args.worker.with_suffix(".answer"))
     return 0
+
+
+def _crowding(pipe: Any, call: dict[str, Any], ranks: Ranks, forwards: int = 3) -> float:
+    """How much longer a forward takes while all ranks make one than while this one does."""
+    size, device = UNET["sample_size"], pipe.device
+    inputs = torch.zeros(1, 4, size, size, device=device), 500, call["prompt_embeds"].to(device)
+
+    @torch.no_grad()
+    def timed() -> float:
+        began_at = time.perf_counter()
+        for _ in range(forwards):
+            float(pipe.unet(*inputs, return_dict=False)[0].sum())  # waits for the device
+        return time.perf_counter() - began_at
+
+    ratios = []
+    for _ in range(3):
+        _meet(ranks)
+        together = timed()
+        for rank in range(ranks.size):
+            _meet(ranks)
+            if rank == ranks.rank:
+                ratios.append(together / timed())
+    _meet(ranks)
+    everybody = ranks.all_gather(torch.tensor([statistics.median(ratios)], device=device))
+    return float(everybody.max())  # the slowest is waited for
+
+
+def _meet(ranks: Ranks) -> None:
+    ranks.all_gather(torch.zeros(1))
 
 
 def _figures(one: list[dict[str, Any]], several: list[dict[str, Any]]) -> dict[str, Any]:
@@ -123,5 +156,6 @@ def _figures(one: list[dict[str, Any]], several: list[dict[str, Any]]) -> dict[s
         "all_s": statistics.median(run["seconds"] for run in several), "faster": statistics.median(ratios),
         "faster_min": min(ratios), "faster_max": max(ratios), "parameters": one[0]["parameters"],
         "predicted": statistics.median(run["predicted"] for run in several),
+        "crowding": statistics.median(run["crowding"] for run in several),
         "kilobytes": float(several[0]["bytes_sent"].float().median()) / 1e3,
     }  # fmt: skip
