@@ -1,8 +1,9 @@
 """What depth costs in fidelity: components and strides, as published and ahead, beside fewer steps.
 
 Ranks are played in one process, which gives the numbers that real ranks give. "path" is how many sequential
-steps take as long as the run, by the measured costs of its blocks; the yardstick samples sequentially with
-that many steps. Frechet distance and agreement are as in `bench fidelity`, RMS is of the final latents.
+steps take as long as the run, by the measured costs of its blocks, and "speedup" what that makes of all
+steps; the yardstick samples sequentially with that many. Frechet distance and agreement are as in `bench
+fidelity`, RMS is of the final latents. Also draws error over time, beside the rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ RULES: dict[str, str | None] = {"published": None, "auto": "auto"}
 COLUMNS = {
     "sampler": "{title} {steps}", "rule": "{label}", "N": "{components}", "S": "{stride}",
     "warm-up": "{warm_up}",
-    "path": "{path:.1f}", "RMS": "{rms:.1e}", "Frechet": "{frechet:.1e}", "agreement": "{agreement:.1%}",
+    "path": "{path:.1f}", "speedup": "{speedup:.2f}x", "RMS": "{rms:.1e}", "Frechet": "{frechet:.1e}", "agreement": "{agreement:.1%}",
     "kB a step": "{kilobytes:.0f}",
 }  # fmt: skip
 
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     from parasample.cli.depth_picture import depth_figure
 
     depth_figure(results.rows, results.path.with_suffix(".png"))
+    for row in results.rows:
+        row["speedup"] = row["steps"] / row["path"]
     results.show(COLUMNS, args.json)
     return 0
 
