@@ -26,9 +26,8 @@ EXAMPLE = "depth --samples 200 --cases dpm++-50 --components 2 3 4 --warm-up 1 3
 RULES: dict[str, str | None] = {"published": None, "auto": "auto"}
 COLUMNS = {
     "sampler": "{title} {steps}", "rule": "{label}", "N": "{components}", "S": "{stride}",
-    "warm-up": "{warm_up}",
-    "path": "{path:.1f}", "speedup": "{speedup:.2f}x", "RMS": "{rms:.1e}", "Frechet": "{frechet:.1e}", "agreement": "{agreement:.1%}",
-    "kB a step": "{kilobytes:.0f}",
+    "warm-up": "{warm_up}", "path": "{path:.1f}", "speedup": "{speedup:.2f}x", "RMS": "{rms:.1e}",
+    "Frechet": "{frechet:.1e}", "agreement": "{agreement:.1%}", "kB a step": "{kilobytes:.0f}",
 }  # fmt: skip
 
 
