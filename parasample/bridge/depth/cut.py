@@ -4,7 +4,8 @@ hand.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,6 +39,8 @@ class Cut:
         ranks: all must make the same call; the first one's measurements decide.
         weights: what is known of the weights, where they are put aside; then operations count, not times.
         noisy: the sampler draws noise, so that latents cannot be predicted far ahead.
+        emulated: ranks are played in one process: operations count, so that the split is always the same,
+            and the exchange is free.
     """
 
     def __init__(
@@ -48,12 +51,16 @@ class Cut:
         ranks: Ranks,
         weights: ShardedWeights | None = None,
         noisy: bool = False,
+        emulated: bool = False,
     ) -> None:
         self.denoiser, self.weights = denoiser, weights
-        self.graph: BlockGraph = trace(denoiser, (), call) if weights is None else _trace_meta(weights, call)
+        costs: Literal["time", "flops"] = "flops" if emulated else "time"
+        self.graph: BlockGraph = (
+            trace(denoiser, (), call, costs=costs) if weights is None else _trace_meta(weights, call)
+        )
         names = repr([(block.name, block.call) for block in self.graph.blocks]).encode()
         ranks.require_same("the denoiser's structure", torch.frombuffer(bytearray(names), dtype=torch.uint8))
-        self.split = _of_first_rank(_split(self.graph, config, noisy), ranks)
+        self.split = _of_first_rank(_split(self.graph, config, noisy, emulated), ranks)
         self.blocks = SplitDenoiser(denoiser, self.graph)
 
     def record(self, templates: Templates, call: dict[str, Any], device: torch.device) -> None:
@@ -87,11 +94,11 @@ def _trace_meta(weights: ShardedWeights, call: dict[str, Any]) -> BlockGraph:
         ) from error
 
 
-def _split(graph: BlockGraph, config: Async, noisy: bool) -> Split:
-    """The user's split, or the best one found; as published the fastest."""
+def _split(graph: BlockGraph, config: Async, noisy: bool, emulated: bool) -> Split:
+    """The user's split, or the best one found."""
     if config.split == "auto":
-        most_hops = None if config.extrapolate is None else NOISY_HOPS if noisy else QUIET_HOPS
-        return choose_split(graph, possible_splits(graph, config.components), most_hops)
+        splits, most_hops = possible_splits(graph, config.components), NOISY_HOPS if noisy else QUIET_HOPS
+        return choose_split(graph, splits, most_hops, *((math.inf, 0.0) if emulated else ()))
     split = explicit_split(graph, config.split)
     if split.components != config.components:
         raise ConfigError(

@@ -123,7 +123,7 @@ class DepthRun:
             with denoiser.aside():
                 noisy = draws_noise(self.scheduler, self.first_index)
                 module, weights = denoiser.module, denoiser.weights
-                denoiser.cut = Cut(module, arguments, self.config, self.ranks, weights, noisy)
+                denoiser.cut = Cut(module, arguments, self.config, self.ranks, weights, noisy, self._emulated)
         site = self._site(denoiser, latents)
         if denoiser.weights is not None:
             return self._first_shared(denoiser, denoiser.weights, site, call)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from parasample.plan.blocks import BlockGraph
 from parasample.plan.partition.contiguous import contiguous_split
@@ -15,7 +14,8 @@ BYTES_PER_SECOND, LATENCY_S = 5e9, 20e-6  # of a link that is neither the slowes
 # Hops that a nested split may have. Measured on the shipped model, 3 components: with 4 hops 6e-3 from
 # sequential sampling without noise and 8e-2 with it, where components in a row are at 1e-3 and 5e-3.
 QUIET_HOPS, NOISY_HOPS = 6, 2
-WORTH = 1.1  # how much slower a split may be that has fewer hops, and so less to guess, or sends less
+HOP = 1.08  # how much faster a split must be for each hop more: latents are predicted further ahead
+ALIKE = 1.1  # how much slower it may be to send less
 
 
 def possible_splits(graph: BlockGraph, components: int) -> tuple[Split, ...]:
@@ -31,24 +31,29 @@ def possible_splits(graph: BlockGraph, components: int) -> tuple[Split, ...]:
 def choose_split(
     graph: BlockGraph,
     splits: Sequence[Split],
-    most_hops: int | None = QUIET_HOPS,
+    most_hops: int = QUIET_HOPS,
     bytes_per_second: float = BYTES_PER_SECOND,
     latency_s: float = LATENCY_S,
 ) -> Split:
-    """Of the splits about as fast as any the one with the fewest hops, then bytes.
+    """A fast split of few hops, and of those alike the one that sends the least.
 
     Fewer hops are worth a little speed: latents are predicted less far ahead, or values are less stale.
     Components in a row have few, nested ones send less.
 
     Args:
         splits: of `possible_splits`.
-        most_hops: of splits whose components are not in a row. None: take the fastest, whatever it has.
+        most_hops: of splits whose components are not in a row.
         bytes_per_second, latency_s: of the link between two devices; see `predict_step_seconds`.
     """
-    seconds = partial(predict_step_seconds, graph, bytes_per_second=bytes_per_second, latency_s=latency_s)
-    if most_hops is None:
-        return min(splits, key=seconds)
-    allowed = [s for s in splits if hops(graph, s) <= most_hops or flows_forward(graph, s)]
-    limit = WORTH * min(map(seconds, allowed))
-    near = [split for split in allowed if seconds(split) <= limit]
-    return min(near, key=lambda split: (hops(graph, split), report(graph, split).hidden_bytes))
+    seconds = {
+        split: predict_step_seconds(graph, split, bytes_per_second, latency_s)
+        for split in splits
+        if hops(graph, split) <= most_hops or flows_forward(graph, split)
+    }
+    best = min(seconds, key=lambda split: seconds[split] * HOP ** hops(graph, split))
+    alike = [
+        split
+        for split in seconds
+        if hops(graph, split) == hops(graph, best) and seconds[split] <= ALIKE * seconds[best]
+    ]
+    return min(alike, key=lambda split: report(graph, split).hidden_bytes)
