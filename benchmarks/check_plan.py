@@ -21,7 +21,7 @@ from parasample.cli.text import say, table
 from parasample.models import demo_model_path
 from parasample.plan.cost import predict_seconds
 
-CASES = (("ddim", 50), ("ddim", 100), ("dpm++", 50))
+CASES = (("ddim", 50), ("ddim", 100), ("ddpm", 100), ("dpm++", 50))
 
 
 def main() -> int:

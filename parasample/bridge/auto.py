@@ -71,6 +71,8 @@ class WindowChooser:
             found.append(Prediction(window, len(states), sum(states), predict_seconds(states, cost)))
         best = recommend(found)
         fastest = min(found[1:], key=lambda prediction: prediction.seconds)
+        if steps == 1:
+            return 1
         if best.window == 1:
             logger.warning(
                 'window="auto" samples %d steps sequentially: about %.3g s, against %.3g s with window %d, '

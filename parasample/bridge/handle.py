@@ -66,6 +66,8 @@ class Handle(ABC):
 
     # ------------------------------------------------------------------ what a method does its own way
 
+    config: Any
+
     @abstractmethod
     def _check(self, modules: dict[str, nn.Module]) -> None:
         """Raise before anything was changed, if the method cannot work here."""
@@ -96,7 +98,13 @@ class Handle(ABC):
             object.__setattr__(self.pipe, "scheduler", self._scheduler)
 
     def __enter__(self) -> Self:
+        if not self._denoisers:
+            raise ConfigError("this handle was restored; call ps.parallelize again")
         return self
+
+    def __repr__(self) -> str:
+        state = "" if self._denoisers else ", restored"
+        return f"<{type(self).__name__} of {type(self.pipe).__name__}, {self.config!r}{state}>"
 
     def __exit__(self, *exception: object) -> None:
         self.restore()

@@ -28,8 +28,8 @@ def parallelize(pipe: Any, *methods: Picard | Async) -> Handle:
         pipe: a diffusers pipeline, or any object with a `scheduler` (diffusers' interface) and denoisers
             among its attributes whose forward takes a timestep. It is called as before, with any arguments.
         methods: `ps.Picard(...)` (in time) or `ps.Async(...)` (in depth). Under `torchrun` all ranks share
-        the
-            work: every rank makes the same call, with a generator of the same seed, and gets the same result.
+            the work: every rank makes the same call, with a generator of the same seed, and gets the same
+            result.
 
     Returns:
         A handle with `stats` of the last call and `restore()`; also a context manager that restores on exit.

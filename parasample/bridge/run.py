@@ -16,7 +16,7 @@ from parasample.bridge.scheduler_wrap import StepCall, step_output
 from parasample.bridge.schedulers import ReadScheduler, read_scheduler
 from parasample.bridge.solver import make_solver
 from parasample.config import Picard
-from parasample.errors import ConfigError, UnsupportedPipelineError
+from parasample.errors import ConfigError, DivergedError, UnsupportedPipelineError
 from parasample.runtime.picard import PicardSolver, Share
 from parasample.runtime.stats import Stats
 from parasample.runtime.transports import Ranks
@@ -82,13 +82,14 @@ class PipelineRun:
         )
         if not self.active:
             self.finish()
+            self.stats.seconds = time.perf_counter() - self._began_at
         return result
 
     def finish(self) -> None:
         """Let go of the trajectory after the last step: only the costs are asked for from then on."""
         if self.solver is None:
             return
-        if self._chooser is not None:
+        if self._chooser is not None and self._asked.window == "auto":
             self._chooser.observe(self.solver)
         if not self.config.record:
             self.solver = None
@@ -224,7 +225,6 @@ class PipelineRun:
         self._dtype, self._unscaled = sample.dtype, None
         if self.row == self.solver.num_steps:
             self.active = False
-            self.stats.seconds = time.perf_counter() - self._began_at
         return state
 
     def _first_step(
@@ -238,6 +238,16 @@ class PipelineRun:
         if not self.traced:
             self._find_start(timestep)
         self._check_output(output, sample, sample.shape[0])
+        if isinstance(generator, list) and len(generator) != sample.shape[0]:
+            raise ConfigError(
+                f"expected one generator or {sample.shape[0]} (one per sample), found a list of "
+                f"{len(generator)}"
+            )
+        if not bool(sample.isfinite().all()):
+            raise DivergedError(
+                "the latents of the first step are not finite: the pipeline, or latents= of its call, gave "
+                "NaN or infinity; pass finite latents"
+            )
         read = read_scheduler(self.scheduler, begin_index=self.first_index, step_kwargs=dict(kwargs))
         if read.table.num_steps > len(self.timesteps):
             read = replace(read, table=read.table.head(len(self.timesteps)))  # the loop stops early

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,8 +53,9 @@ def sample(
         model: `model(x, t, **model_kwargs, **shared_kwargs)` gives the model output for inputs x [n, ...]
             and timesteps t [n]: a tensor shaped as x, a tuple starting with one, or an object with `.sample`.
         scheduler: a diffusers scheduler; it is copied, not changed.
-        x_T: the starting noise [B, ...], floating point, in the scheduler's scale (times
-            `scheduler.init_noise_sigma`).
+        x_T: the starting noise [B, ...], floating point, in the scheduler's scale: times
+            `scheduler.init_noise_sigma` where it has one, which may depend on its timesteps (call
+            `set_timesteps` before you read it).
         method: `ps.Picard(...)`.
         num_inference_steps: steps; None uses the timesteps that the scheduler has been set to.
         model_kwargs: conditioning; tensors with B rows are matched to their samples, all else is passed as
@@ -81,8 +84,10 @@ def sample(
     generators = generator if isinstance(generator, list) else [generator]
     for each in generators:
         _require(each, each is None or isinstance(each, torch.Generator), "torch.Generator()", "generator")
-    for name, value in (("model_kwargs", model_kwargs), ("shared_kwargs", shared_kwargs)):
+    mappings = {"model_kwargs": model_kwargs, "shared_kwargs": shared_kwargs, "step_kwargs": step_kwargs}
+    for name, value in mappings.items():
         _require(value, value is None or isinstance(value, Mapping), "a mapping of argument names", name)
+    _require_step_arguments(scheduler, step_kwargs or {})
     both = sorted((model_kwargs or {}).keys() & (shared_kwargs or {}).keys())
     if both:
         raise ConfigError(
@@ -104,6 +109,11 @@ def sample(
 
     def call(inputs: Tensor, t: Tensor, **more: Any) -> Tensor:
         output = _tensor(model(inputs, t, **more))
+        if not output.is_floating_point():
+            raise ConfigError(
+                f"expected a floating point model output, found {output.dtype}; return real numbers, such as "
+                "output.float()"
+            )
         if output.shape != inputs.shape:
             raise ConfigError(
                 f"expected a model output of shape {tuple(inputs.shape)}, as its input, found "
@@ -161,6 +171,20 @@ def _require_noise(x_T: Any) -> None:
         raise ConfigError(
             "x_T has NaN or infinite values; pass finite noise, such as torch.randn(batch, ...)"
         )
+
+
+def _require_step_arguments(scheduler: Any, step_kwargs: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(scheduler.step).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    taken = list(parameters)[3:]  # after output, timestep and sample
+    for name, value in step_kwargs.items():
+        if name not in taken and not anything:
+            raise ConfigError(
+                f"step_kwargs has {name!r}, which {type(scheduler).__name__}.step does not take; pass some "
+                f"of {', '.join(taken)}, or nothing"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"step_kwargs has {name}={value}; pass a finite number")
 
 
 def _whole(num_inference_steps: Any) -> int:

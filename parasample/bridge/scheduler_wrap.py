@@ -90,6 +90,10 @@ def wrap_scheduler(scheduler: Any, handle: Owner) -> Any:
     @functools.wraps(original.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         num_steps = args[0] if args else kwargs.get("num_inference_steps")
+        if isinstance(num_steps, float):
+            raise ConfigError(
+                f"num_inference_steps={num_steps} is not a whole number; pass an int, such as 50"
+            )
         if isinstance(num_steps, int) and num_steps < 1:
             raise ConfigError(f"num_inference_steps={num_steps} is below 1; pass at least 1")
         original.set_timesteps(self, *args, **kwargs)

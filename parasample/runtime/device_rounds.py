@@ -217,7 +217,7 @@ class DeviceRounds:
         after = rows[:, 1:]  # [B, W-1]: the first row was final before this round
         error = residual.T.gather(1, after.clamp(max=T))
         evaluated = after < T
-        kept = (error <= self.config.tolerance**2) & evaluated  # NaN is not kept
+        kept = (error <= self.config.tolerance * self.config.tolerance) & evaluated  # NaN is not kept
         self._progress[2] = error.masked_fill(~evaluated, 0).amax(1).sqrt() if self.window > 1 else 0
         index = self._rows[:, None]
         bad = (index > begin) & (index <= end) & ~residual.isfinite()

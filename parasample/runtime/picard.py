@@ -252,7 +252,8 @@ class PicardSolver:
         """A squared residual in units of the tolerance squared."""
         if self.config.tolerance == 0:
             return 0.0 if residual == 0 else math.inf
-        return residual / self.config.tolerance**2
+        ratio = math.sqrt(residual) / self.config.tolerance  # its square may be out of range, infinity is not
+        return ratio * ratio
 
     def _check_finite(self, window: list[float], begin: int, sample: int) -> None:
         for offset, value in enumerate(window):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +72,21 @@ def test_before_the_first_call_a_fixed_window() -> None:
     assert resolve_window(ps.Picard(), 10).window == 10
     assert resolve_window(ps.Picard(window=7), 100).window == 7
     assert WindowChooser().window(100) == FIRST_WINDOW
+
+
+def test_a_window_that_was_asked_for_is_not_weighed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the time since the last step go uncounted."""
+    pipe, call = tiny_pipelines.stable_diffusion()
+    monkeypatch.setattr(WindowChooser, "observe", lambda *_: pytest.fail("nobody asked"))
+    with caplog.at_level(logging.INFO, logger="parasample"), ps.parallelize(pipe, ps.Picard(window=4)):
+        tiny_pipelines.run(pipe, call, num_inference_steps=6)
+    assert "auto" not in caplog.text
+    monkeypatch.setattr(WindowChooser, "observe", lambda *_: time.sleep(0.3))
+    with ps.parallelize(pipe, ps.Picard()) as handle:
+        tiny_pipelines.run(pipe, call, num_inference_steps=6)
+        assert handle.stats.seconds > 0.3
 
 
 def test_a_pipeline_gives_the_sequential_result_whatever_is_chosen() -> None:

@@ -122,6 +122,13 @@ SAMPLE: dict[str, tuple[Callable[[], None], type[Exception], list[str]]] = {
     ),
     "model-name": (lambda: solve(model="m"), ps.ConfigError, ["callable", "found str"]),
     "kwargs-list": (lambda: solve(model_kwargs=[1]), ps.ConfigError, ["model_kwargs", "found list"]),
+    "step-kwargs-list": (lambda: solve(step_kwargs=[1]), ps.ConfigError, ["step_kwargs", "found list"]),
+    "step-kwargs-unknown": (
+        lambda: solve(step_kwargs={"zzz": 1}), ps.ConfigError, ["'zzz'", "DDIMScheduler.step", "eta"],
+    ),
+    "step-kwargs-nan": (
+        lambda: solve(step_kwargs={"eta": float("nan")}), ps.ConfigError, ["eta=nan", "finite"],
+    ),
     "scheduler-class": (
         lambda: ps.sample(mixture_epsilon, diffusers.DDPMScheduler, noise(2, 6), METHOD, 5),
         ps.ConfigError, ["instance", "the class DDPMScheduler"],
@@ -137,6 +144,10 @@ SAMPLE: dict[str, tuple[Callable[[], None], type[Exception], list[str]]] = {
         lambda: solve(lambda x, t: mixture_epsilon(x, t)[:, :3]), ps.ConfigError, ["expected", "6)", "3)"],
     ),
     "not-a-tensor": (lambda: solve(lambda x, t: None), ps.ConfigError, ["tensor", "NoneType"]),
+    "complex-output": (
+        lambda: solve(lambda x, t: mixture_epsilon(x, t).cfloat()), ps.ConfigError, ["floating", "complex64"],
+    ),
+    "whole-output": (lambda: solve(lambda x, t: x.long()), ps.ConfigError, ["floating point", "int64"]),
     "nan-first": (lambda: solve(nan_at(0)), ps.DivergedError, ["round 1", "step 0", "sample 0", "NaN"]),
     "nan-later": (lambda: solve(nan_at(3)), ps.DivergedError, ["round", "step 3", "sequentially"]),
     "nan-last": (lambda: solve(nan_at(4)), ps.DivergedError, ["step 4"]),
@@ -230,6 +241,13 @@ CALLS: dict[str, tuple[Callable[[Any], None], dict[str, Any], type[Exception], l
     "zero-steps": (
         lambda pipe: None, {"num_inference_steps": 0}, ps.ConfigError, ["=0", "at least 1"],
     ),
+    "float-steps": (
+        lambda pipe: None, {"num_inference_steps": 5.0}, ps.ConfigError, ["=5.0", "not a whole number"],
+    ),
+    "nan-latents": (
+        lambda pipe: None, {"latents": torch.full((2, 4, 8, 8), torch.nan)},
+        ps.DivergedError, ["latents of the first step", "NaN"],
+    ),
     "generators": (lambda pipe: None, {"generator": [seeded(0)] * 3}, ValueError, ["3", "2"]),
     "nan": (nan_hook, {}, ps.DivergedError, ["round 1", "step 0", "NaN"]),
     "wrong-shape": (shrink_hook, {}, ps.UnsupportedPipelineError, ["shape", "(2, 4, 8, 8)", "(2, 2, 8, 8)"]),
@@ -250,3 +268,21 @@ def test_call(tiny: Any, row: str) -> None:
         run(pipe, call, **changes)
     assert_says(error, words)
     handle.restore()
+
+
+@pytest.mark.parametrize("tolerance", [1e-300, 1e-162, 1e155, 1e300])
+@pytest.mark.parametrize("control", ["host", "device"])
+def test_tolerances_whose_square_is_out_of_range(tolerance: float, control: Any) -> None:
+    method = ps.Picard(window=3, tolerance=tolerance, control=control)
+    found = ps.sample(mixture_epsilon, make_scheduler("ddim"), noise(2, 6), method, 5)
+    assert found.sample.isfinite().all()
+    assert found.stats.rounds == 5 if tolerance < 1 else found.stats.rounds < 5
+
+
+def test_a_handle_that_was_restored_is_not_entered_again(tiny: Any) -> None:
+    handle = ps.parallelize(tiny[0], METHOD)
+    with handle:
+        assert "StableDiffusionPipeline" in repr(handle) and "window=3" in repr(handle)
+    assert "restored" in repr(handle)
+    with pytest.raises(ps.ConfigError, match="parallelize again"), handle:
+        pass

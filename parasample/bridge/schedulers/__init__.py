@@ -97,7 +97,7 @@ def read_scheduler(
 def _sentence(name: str, reason: str) -> str:
     return (
         f"{name} cannot be read as an affine recurrence: {reason}; run it sequentially, or choose another "
-        "scheduler, such as DDIMScheduler, DPMSolverMultistepScheduler or FlowMatchEulerDiscreteScheduler"
+        "scheduler or setting, such as the defaults of DDIM, DPM-Solver++ or flow-match Euler"
     )
 
 

@@ -84,7 +84,7 @@ class _Depth:
                         self._row(label, sampler, steps, components, stride, warm_up, rule)
                         for label, rule in RULES.items()
                     ]
-                    self._yardstick(sampler, steps, rows[0])
+                    self._yardstick(sampler, steps, rows[-1])
         self.bar.update(self.args.samples if self._reference is None else 0)
 
     def _row(
