@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,16 @@ def run_depth(args: argparse.Namespace) -> int:
         graph = graph_from_config(read_config(model_path(args.model)))
         bar.update()
         bar.set_description("searching for splits")
+        began_at = time.perf_counter()
         splits = possible_splits(graph, args.devices)
+        search_s = time.perf_counter() - began_at
         bar.update()
     link = args.link * 1e9
     chosen = choose_split(graph, splits, bytes_per_second=link)
     title = str(args.model or "the shipped model")
-    result = summary(graph, chosen, splits, args.steps) | {"model": title, "devices": args.devices}
+    result = summary(graph, chosen, splits, args.steps) | {
+        "model": title, "devices": args.devices, "search_s": search_s,
+    }  # fmt: skip
     if args.plot:
         draw(graph, chosen, result, link, args.plot)
     if args.json:
@@ -75,7 +80,8 @@ def summary(graph: BlockGraph, split: Split, splits: tuple[Split, ...], steps: i
         "weight_bytes": graph.total_weight_bytes, "components": components,
         "edges": [{"source": s, "reader": r, "bytes": size} for (s, r), size in sorted(edges.items())],
         "bytes_per_step": found.hidden_bytes, "output_bytes": found.output_bytes,
-        "broadcast_bytes": broadcast_bytes(graph, split), "predicted_speedup": speedup(found, steps),
+        "broadcast_bytes": broadcast_bytes(graph, split.components),
+        "predicted_speedup": speedup(found, steps),
         "trade_off": [
             {
                 "max_compute": r.max_compute, "bytes_per_step": r.hidden_bytes, "hops": hops(graph, s),
@@ -136,7 +142,8 @@ def draw(graph: BlockGraph, split: Split, result: dict[str, Any], link: float, p
 
 def _show(result: dict[str, Any], plot: Path | None) -> None:
     say(f"{result['model']}: {result['blocks']} blocks, {result['teraflops']:.3g} TFLOP per step, "
-        f"{result['weight_bytes'] / 1e9:.3g} GB of weights in half precision")  # fmt: skip
+        f"{result['weight_bytes'] / 1e9:.3g} GB of weights in half precision; "
+        f"searched for {result['search_s']:.1f} s")  # fmt: skip
     say()
     rows = [
         (
@@ -168,10 +175,11 @@ def _verdict(result: dict[str, Any]) -> str:
         return "One device runs everything: nothing travels, and nothing is gained."
     return (
         f"{_megabytes(result['bytes_per_step'])} MB travel per step, instead of "
-        f"{_megabytes(result['broadcast_bytes'])} MB if every block's output were broadcast; the denoiser's "
-        f"output adds {_megabytes(result['output_bytes'])} MB. A run of {result['steps']} steps, {WARM_UP} "
-        f"of them to warm up, is predicted to be {result['predicted_speedup']:.2f}x as fast as on one "
-        "device, with the exchange hidden behind compute."
+        f"{_megabytes(result['broadcast_bytes'])} MB if the output of each of the denoiser's modules were "
+        f"broadcast; the denoiser's output adds {_megabytes(result['output_bytes'])} MB. A run of "
+        f"{result['steps']} steps, {WARM_UP} of them to warm up, is predicted to be "
+        f"{result['predicted_speedup']:.2f}x as fast as on one device, with the exchange hidden behind "
+        "compute."
     )
 
 

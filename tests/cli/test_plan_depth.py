@@ -25,7 +25,8 @@ def test_a_split_of_the_shipped_model(capsys: pytest.CaptureFixture[str], tmp_pa
     assert len(parts) == 2 and all(0.4 < part["compute"] < 0.6 for part in parts)
     assert report["bytes_per_step"] == sum(edge["bytes"] for edge in report["edges"])
     assert report["bytes_per_step"] == sum(part["bytes_received"] for part in parts)
-    assert 10 * report["bytes_per_step"] < report["broadcast_bytes"]
+    assert 8 * report["bytes_per_step"] < report["broadcast_bytes"]
+    assert 0 < report["search_s"] < 10
     assert 1.6 < report["predicted_speedup"] < 2
     assert sum(point["chosen"] for point in report["trade_off"]) == 1
     with Image.open(plot) as image:
@@ -34,9 +35,9 @@ def test_a_split_of_the_shipped_model(capsys: pytest.CaptureFixture[str], tmp_pa
 
 def test_text_names_blocks_and_what_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--devices", "2", "--link", "0.001"]) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())  # lines break where they must
     assert "conv_in" in shown and "conv_out" in shown and "<- chosen" in shown
-    assert "if every block's output were broadcast" in shown
+    assert "of each of the denoiser's modules were broadcast" in shown and "searched for" in shown
 
 
 @pytest.mark.parametrize(

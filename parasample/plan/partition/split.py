@@ -135,14 +135,23 @@ def report(graph: BlockGraph, split: Split) -> SplitReport:
     )  # fmt: skip
 
 
-def broadcast_bytes(graph: BlockGraph, split: Split) -> int:
-    """Bytes per step if every output that a block reads went to all other components, summed over them.
+def broadcast_bytes(graph: BlockGraph, components: int) -> int:
+    """Bytes per step if each of the denoiser's own modules sent all that it returns to all other components.
 
-    This is what a split costs that does not know the data flow (AsyncDiff, arXiv 2406.06911, broadcasts like
-    that, module by module).
+    This is what sharing costs without knowing the data flow: AsyncDiff (arXiv 2406.06911) as published
+    broadcasts like that. Its modules are those that the denoiser calls by itself; what is inside of them, and
+    what every component computes, is not counted.
     """
-    sizes = (b.output_bytes for b, readers in zip(graph.blocks, graph.readers, strict=True) if readers)
-    return sum(sizes) * (split.components - 1)
+    names = {block.name for block in graph.blocks}
+    total = 0
+    for block in graph.blocks[:-1]:
+        around, _, entry = block.name.rpartition(".")
+        in_a_list = entry.isdigit() and "." not in around and around not in names
+        if block.everywhere or (around and not in_a_list):
+            continue
+        handed_on = sum(graph.blocks[index].output_bytes for index in block.inputs)
+        total += handed_on if block.hands_on else block.output_bytes
+    return total * (components - 1)
 
 
 def _check_fits(graph: BlockGraph, split: Split) -> None:
