@@ -91,7 +91,8 @@ def _split(graph: BlockGraph, config: Async, noisy: bool) -> Split:
     """The user's split, or the best one found; as published the fastest."""
     if config.split == "auto":
         most_hops = None if config.extrapolate is None else NOISY_HOPS if noisy else QUIET_HOPS
-        return choose_split(graph, possible_splits(graph, config.components), most_hops)
+        splits = possible_splits(graph, config.components, even_weights=config.shard_weights)
+        return choose_split(graph, splits, most_hops)
     split = explicit_split(graph, config.split)
     if split.components != config.components:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,17 +16,28 @@ BYTES_PER_SECOND, LATENCY_S = 5e9, 20e-6  # of a link that is neither the slowes
 # Hops that a nested split may have. Measured on the shipped model, 3 components: with 4 hops 6e-3 from
 # sequential sampling without noise and 8e-2 with it, where components in a row are at 1e-3 and 5e-3.
 QUIET_HOPS, NOISY_HOPS = 6, 2
+# What a component may have of the weights above an even share, where ranks hold only their own.
+WEIGHT_MARGIN = 0.08
 WORTH = 1.1  # how much slower a split may be that has fewer hops, and so less to guess, or sends less
 
 
-def possible_splits(graph: BlockGraph, components: int) -> tuple[Split, ...]:
+def possible_splits(graph: BlockGraph, components: int, even_weights: bool = False) -> tuple[Split, ...]:
     """Components in a row, and those of `find_splits`.
+
+    Args:
+        even_weights: only those whose components have about as many weights each, which costs bytes. Where a
+            few large blocks allow none, those with the least for the heaviest.
 
     Raises:
         ConfigError: if there are fewer blocks than components.
     """
-    in_a_row = contiguous_split(graph, components)
-    return in_a_row, *(split for split in find_splits(graph, components) if split != in_a_row)
+    max_weight = 1 / components + WEIGHT_MARGIN if even_weights else math.inf
+    in_a_row = contiguous_split(graph, components, max_weight)
+    others = (split for split in find_splits(graph, components, max_weight) if split != in_a_row)
+    splits = (in_a_row, *others)
+    heaviest = [max(report(graph, split).weight_shares) for split in splits]
+    limit = max(max_weight, min(heaviest))
+    return tuple(split for split, share in zip(splits, heaviest, strict=True) if share <= limit)
 
 
 def choose_split(
@@ -49,6 +61,9 @@ def choose_split(
     if most_hops is None:
         return min(splits, key=seconds)
     allowed = [s for s in splits if hops(graph, s) <= most_hops or flows_forward(graph, s)]
+    if not allowed:
+        fewest = min(hops(graph, split) for split in splits)
+        allowed = [split for split in splits if hops(graph, split) == fewest]
     limit = WORTH * min(map(seconds, allowed))
     near = [split for split in allowed if seconds(split) <= limit]
     return min(near, key=lambda split: (hops(graph, split), report(graph, split).hidden_bytes))

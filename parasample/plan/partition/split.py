@@ -58,6 +58,17 @@ class Split:
         return cls(tuple(tuple(owners) for owners in data["owners"]))
 
 
+def computed_blocks(graph: BlockGraph, split: Split, component: int) -> frozenset[int]:
+    """The blocks that a component runs: its own, and of those that are everywhere what these read."""
+    found: set[int] = set()
+    for index in reversed(range(len(graph))):
+        everywhere = graph.blocks[index].everywhere
+        mine = component in split.owners[index] and not everywhere
+        if mine or (everywhere and any(reader in found for reader in graph.readers[index])):
+            found.add(index)
+    return frozenset(found)
+
+
 @dataclass(frozen=True)
 class Transfer:
     """One block's output on its way, once per step: from component `source` to each of `readers`."""
@@ -124,7 +135,7 @@ def report(graph: BlockGraph, split: Split) -> SplitReport:
         sent[transfer.source] += size * len(transfer.readers)
         for reader in transfer.readers:
             received[reader] += size
-    mine = [split.blocks_of(component) for component in range(count)]
+    mine = [computed_blocks(graph, split, component) for component in range(count)]
     return SplitReport(
         compute_shares=tuple(sum(graph.shares[i] for i in indices) for indices in mine),
         weight_shares=tuple(

@@ -35,7 +35,7 @@ def test_transfers_go_to_each_reader_once_and_the_output_to_all() -> None:
     found = report(graph, split)
     assert (found.bytes_sent, found.bytes_received) == ((20, 20, 0), (0, 10, 30))
     assert (found.hidden_bytes, found.output_bytes, found.messages) == (40, 10, 3)
-    assert found.compute_shares == pytest.approx((0.4, 0.4, 0.6))
+    assert found.compute_shares == pytest.approx((0.4, 0.4, 0.4)), "component 2 needs no time"
 
 
 def test_a_broadcast_sends_what_the_denoisers_own_modules_return() -> None:
