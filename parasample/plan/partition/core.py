@@ -82,7 +82,7 @@ def _weights(graph: BlockGraph, position: dict[int, int]) -> tuple[list[float], 
 
 
 def weight_limits(core: Core, max_weight: float) -> Iterator[float]:
-    """Limits of the core's weights per component: what `max_weight` of all leaves, then ever more, then any."""
+    """Limits of the core's weights per component: what `max_weight` leaves, then ever more, then any."""
     limit = max(max_weight - core.everywhere_weight, max(core.weights), 1e-3)
     while limit < 1.0:
         yield limit

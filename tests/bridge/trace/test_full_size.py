@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 import pytest
 
-from parasample.bridge.meta import graph_from_config, read_config
+from parasample.bridge.meta import graph_from_config, meta_denoiser, read_config
 from parasample.models import denoiser_config
 from parasample.plan.blocks import BlockGraph
 from parasample.plan.partition import Split, broadcast_bytes, choose_split, possible_splits, report
+from parasample.plan.schedule import Schedule
+from parasample.plan.timetable import READINGS
+from parasample.runtime.sharding import needed_places
 
 SEARCH_S = 10  # of the processor's time
 
@@ -82,3 +85,27 @@ def test_the_chosen_split_sends_an_eighth_of_a_broadcast(model: str, components:
     broadcast = broadcast_bytes(graph, components)
     assert 0.6 * PUBLISHED[model, components] <= broadcast / 1e6 <= PUBLISHED[model, components]
     assert 8 * (chosen.hidden_bytes + chosen.output_bytes) <= broadcast
+
+
+@pytest.mark.parametrize(("model", "components"), [("sd2.1", 2), ("sd2.1", 4), ("sdxl", 2), ("sdxl", 4)])
+def test_a_rank_holds_its_share_of_the_weights(model: str, components: int) -> None:
+    """Counted tensor by tensor as a run keeps them; most of a U-Net's weights are in a few inner blocks."""
+    graph, denoiser = graph_of(model), meta_denoiser(read_config(denoiser_config(model)))
+    began_at = time.process_time()
+    split = choose_split(graph, possible_splits(graph, components, even_weights=True))
+    assert time.process_time() - began_at < SEARCH_S
+    found = report(graph, split)
+    size_of = {
+        (id(module), name): tensor.nbytes
+        for module in denoiser.modules()
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
+    for reading in READINGS:
+        schedule = Schedule(graph, split, 10, reading=reading)
+        for rank in range(components):
+            stages = [schedule.stage(worker) for worker in schedule.workers_on(rank)]
+            places = set().union(*(needed_places(denoiser, schedule, stage) for stage in stages))
+            held = sum(size_of.get(place, 0) for place in places) / sum(size_of.values())
+            assert held == pytest.approx(found.weight_shares[rank], abs=0.005)
+            assert held <= found.max_compute + 0.10
+            assert held <= 1 / components + 0.10
