@@ -180,7 +180,8 @@ class Async:
             None.
         shard_weights: a rank keeps only the weights of its own component; the others wait in a file in TMPDIR
             until `restore()`. The warm-up then runs as a pipeline across the ranks. Call `pipe.to("cuda")`
-            after `parallelize`: it moves what is kept. Splits are then balanced by operations, not times.
+            after `parallelize`: it moves what is kept. Splits are then balanced by operations, not times,
+            and by weights: no component has more than 1/N and 8% of them where the blocks allow it.
 
     Raises:
         ConfigError: for a value outside the ranges above.

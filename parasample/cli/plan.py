@@ -54,6 +54,14 @@ def add_parser(commands: Any) -> None:
         "--link", type=float, default=5.0,
         help="with --devices: GB/s between two devices, one way (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--stride", type=int, default=1,
+        help="with --devices: steps that a batch finishes; all but one take a device (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shard-weights", action="store_true",
+        help="with --devices: a device keeps only its own component's weights, which are made even, too",
+    )  # fmt: skip
     add_common(parser)
     parser.set_defaults(run=run)
 

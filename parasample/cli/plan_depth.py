@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
 from parasample.bridge.meta import graph_from_config, read_config
 from parasample.cli.text import progress, say, say_json, table
+from parasample.errors import ConfigError
 from parasample.models import demo_model_path, denoiser_config, denoiser_names
 from parasample.plan.blocks import BlockGraph
 from parasample.plan.partition import (
     Split,
-    SplitReport,
     broadcast_bytes,
     choose_split,
     possible_splits,
@@ -20,26 +21,38 @@ from parasample.plan.partition import (
     transfers,
 )
 from parasample.plan.partition.stages import hops
+from parasample.plan.schedule import Schedule
+from parasample.plan.simulate import Costs, critical_path, simulate
 
 WARM_UP = 3  # sequential steps before the asynchronous ones, as in AsyncDiff's tables
-_DRAWN = (2, 6)  # steps of each kind that fit a picture
+_DRAWN_WARM_UP, _DRAWN_BATCHES = 1, 8  # what fits a picture
 
 
 def run_depth(args: argparse.Namespace) -> int:
     """Trace, search and show."""
+    components = args.devices - args.stride + 1
+    if args.stride < 1 or (components < 1 and args.stride > 1):
+        raise ConfigError(
+            f"stride={args.stride} takes {args.stride - 1} devices on top of one per component, found "
+            f"devices={args.devices}; pass --stride 1 to {max(args.devices, 1)}"
+        )
     with progress(2, "plan", "part") as bar:
         bar.set_description("tracing the denoiser")
         graph = graph_from_config(read_config(model_path(args.model)))
         bar.update()
         bar.set_description("searching for splits")
-        splits = possible_splits(graph, args.devices)
+        began_at = time.perf_counter()
+        splits = possible_splits(graph, components, even_weights=args.shard_weights)
+        search_s = time.perf_counter() - began_at
         bar.update()
     link = args.link * 1e9
     chosen = choose_split(graph, splits, bytes_per_second=link)
     title = str(args.model or "the shipped model")
-    result = summary(graph, chosen, splits, args.steps) | {"model": title, "devices": args.devices}
+    result = summary(graph, chosen, splits, args.steps, args.stride) | {
+        "model": title, "devices": args.devices, "search_s": search_s,
+    }  # fmt: skip
     if args.plot:
-        draw(graph, chosen, result, link, args.plot)
+        draw(graph, chosen, result, link, args.stride, args.plot)
     if args.json:
         say_json(result)
     else:
@@ -54,9 +67,12 @@ def model_path(model: Path | None) -> Path:
     return denoiser_config(str(model)) if str(model) in denoiser_names() else model
 
 
-def summary(graph: BlockGraph, split: Split, splits: tuple[Split, ...], steps: int) -> dict[str, Any]:
+def summary(
+    graph: BlockGraph, split: Split, splits: tuple[Split, ...], steps: int, stride: int = 1
+) -> dict[str, Any]:
     """Everything that is shown, as plain numbers: shares of the whole, bytes per step."""
     found = report(graph, split)
+    copied = (stride - 1) * found.bytes_received[-1]  # by the copies of the last component
     edges: dict[tuple[int, int], int] = {}
     for transfer in transfers(graph, split)[:-1]:
         for reader in transfer.readers:
@@ -74,8 +90,11 @@ def summary(graph: BlockGraph, split: Split, splits: tuple[Split, ...], steps: i
         "steps": steps, "blocks": len(graph), "teraflops": graph.total_cost / 1e12,
         "weight_bytes": graph.total_weight_bytes, "components": components,
         "edges": [{"source": s, "reader": r, "bytes": size} for (s, r), size in sorted(edges.items())],
-        "bytes_per_step": found.hidden_bytes, "output_bytes": found.output_bytes,
-        "broadcast_bytes": broadcast_bytes(graph, split), "predicted_speedup": speedup(found, steps),
+        "bytes_per_step": round((found.hidden_bytes + copied) / stride),
+        "output_bytes": graph.blocks[-1].output_bytes * (split.components + stride - 2),
+        "broadcast_bytes": broadcast_bytes(graph, split.components),
+        "stride": stride,
+        "predicted_speedup": speedup(graph, split, steps, stride),
         "trade_off": [
             {
                 "max_compute": r.max_compute, "bytes_per_step": r.hidden_bytes, "hops": hops(graph, s),
@@ -86,10 +105,9 @@ def summary(graph: BlockGraph, split: Split, splits: tuple[Split, ...], steps: i
     }  # fmt: skip
 
 
-def speedup(found: SplitReport, steps: int) -> float:
+def speedup(graph: BlockGraph, split: Split, steps: int, stride: int = 1) -> float:
     """Of a whole run over one device, with every exchange hidden behind compute."""
-    warm_up = min(WARM_UP, steps)
-    return steps / (warm_up + (steps - warm_up) * found.max_compute)
+    return steps / critical_path(Schedule(graph, split, steps, stride, min(WARM_UP, steps)))
 
 
 def ranges(graph: BlockGraph, split: Split, component: int) -> list[str]:
@@ -110,33 +128,35 @@ def ranges(graph: BlockGraph, split: Split, component: int) -> list[str]:
     return [run[0] if len(run) == 1 else f"{run[0]} - {run[-1]}" for run in runs]
 
 
-def draw(graph: BlockGraph, split: Split, result: dict[str, Any], link: float, path: Path) -> None:
-    """The schedule as a picture; operations at 1e14 per second set the exchange against compute."""
-    from parasample.cli.schedule_picture import Pace, schedule_figure
+def draw(
+    graph: BlockGraph, split: Split, result: dict[str, Any], link: float, stride: int, path: Path
+) -> None:
+    """A short run as a picture; operations at 1e14 per second set the exchange against compute."""
+    from parasample.cli.schedule_picture import schedule_figure
     from parasample.plan.partition.find import FLOPS_PER_SECOND
 
-    seconds = graph.total_cost / FLOPS_PER_SECOND
-    pace = Pace(
-        tuple(part["compute"] * seconds for part in result["components"]),
-        tuple((edge["source"], edge["reader"], edge["bytes"] / link) for edge in result["edges"]),
-        *_DRAWN,
-    )
+    drawn, rest = _DRAWN_WARM_UP + _DRAWN_BATCHES * stride, split.components * stride
+    schedule = Schedule(graph, split, drawn + rest, stride, _DRAWN_WARM_UP)
+    costs = Costs([block.cost / FLOPS_PER_SECOND for block in graph.blocks], bytes_per_second=link)
     notes = [
-        f"component {index}: {part['compute']:.0%} of the compute, {part['weights']:.0%} of the weights"
-        for index, part in enumerate(result["components"])
+        f"{part['compute']:.0%} of compute, {part['weights']:.0%} of weights" for part in result["components"]
     ]
-    count = split.components
+    count = schedule.num_ranks
     title = f"{result['model']} on {count} device{'s' if count > 1 else ''}"
     subtitle = (
-        f"The first {sum(_DRAWN)} steps; a run of {result['steps']} is {result['predicted_speedup']:.2f}x as "
-        f"fast as on one device. {_megabytes(result['bytes_per_step'])} MB travel per step."
+        f"The first {drawn} steps; a run of {result['steps']} is "
+        f"{result['predicted_speedup']:.2f}x as fast as on one device. "
+        f"{_megabytes(result['bytes_per_step'])} MB of hidden states travel per step at "
+        f"{link / 1e9:g} GB/s."
     )
-    schedule_figure(pace, title, subtitle, notes, path)
+    seconds = graph.total_cost / FLOPS_PER_SECOND
+    schedule_figure(schedule, simulate(schedule, costs), drawn, seconds, title, subtitle, notes, path)
 
 
 def _show(result: dict[str, Any], plot: Path | None) -> None:
     say(f"{result['model']}: {result['blocks']} blocks, {result['teraflops']:.3g} TFLOP per step, "
-        f"{result['weight_bytes'] / 1e9:.3g} GB of weights in half precision")  # fmt: skip
+        f"{result['weight_bytes'] / 1e9:.3g} GB of weights in half precision; "
+        f"searched for {result['search_s']:.1f} s")  # fmt: skip
     say()
     rows = [
         (
@@ -166,12 +186,15 @@ def _show(result: dict[str, Any], plot: Path | None) -> None:
 def _verdict(result: dict[str, Any]) -> str:
     if result["devices"] == 1:
         return "One device runs everything: nothing travels, and nothing is gained."
+    stride = result["stride"]
+    batches = f" The tables are per batch of {stride} steps, with one copy of the last component."
     return (
         f"{_megabytes(result['bytes_per_step'])} MB travel per step, instead of "
-        f"{_megabytes(result['broadcast_bytes'])} MB if every block's output were broadcast; the denoiser's "
-        f"output adds {_megabytes(result['output_bytes'])} MB. A run of {result['steps']} steps, {WARM_UP} "
-        f"of them to warm up, is predicted to be {result['predicted_speedup']:.2f}x as fast as on one "
-        "device, with the exchange hidden behind compute."
+        f"{_megabytes(result['broadcast_bytes'])} MB if the output of each of the denoiser's modules were "
+        f"broadcast; the denoiser's output adds {_megabytes(result['output_bytes'])} MB. A run of "
+        f"{result['steps']} steps, {WARM_UP} of them to warm up, is predicted to be "
+        f"{result['predicted_speedup']:.2f}x as fast as on one device, with the exchange hidden behind "
+        "compute." + (batches if stride > 1 else "")
     )
 
 

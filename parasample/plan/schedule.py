@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from parasample.errors import ConfigError
+from parasample.plan.partition import computed_blocks
 from parasample.plan.timetable import Timetable
 
 Kind = Literal["compute", "send", "receive", "reuse"]
@@ -53,17 +54,8 @@ class Schedule(Timetable):
     @cached_property
     def own(self) -> tuple[frozenset[int], ...]:
         """[V] the blocks that each stage computes: its share, and what everybody computes if it reads it."""
-        found = []
-        for stage in range(self.stages.count):
-            needed: set[int] = set()
-            for index in reversed(range(len(self.graph.blocks))):
-                everywhere = self.graph.blocks[index].everywhere
-                mine = stage in self.stages.split.owners[index] and not everywhere
-                read = everywhere and any(reader in needed for reader in self.graph.readers[index])
-                if mine or read:
-                    needed.add(index)
-            found.append(frozenset(needed))
-        return tuple(found)
+        stages = range(self.stages.count)
+        return tuple(computed_blocks(self.graph, self.stages.split, stage) for stage in stages)
 
     @cached_property
     def reads(self) -> tuple[tuple[int, ...], ...]:

@@ -191,6 +191,11 @@ def _send(
     timeline.bytes_sent[number][step] += size * len(reached)
 
 
+def planned_bytes(schedule: Schedule) -> list[list[int]]:
+    """[ranks][steps] bytes that each rank sends in each step, summed over the ranks that it sends them to."""
+    return simulate(schedule, Costs([0.0] * len(schedule.graph.blocks))).bytes_sent
+
+
 def sequential_seconds(schedule: Schedule, costs: Costs) -> float:
     """What one device takes for the same steps."""
     return schedule.num_steps * (sum(costs.blocks) + costs.step)

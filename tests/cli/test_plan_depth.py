@@ -10,10 +10,12 @@ from PIL import Image
 
 from parasample.cli import main
 from parasample.cli.plan_depth import ranges
-from parasample.cli.schedule_picture import Pace, schedule_figure
+from parasample.cli.schedule_picture import schedule_figure
 from parasample.models import demo_model_path, denoiser_config, denoiser_names
 from parasample.plan.blocks import Block, BlockGraph
 from parasample.plan.partition import Split
+from parasample.plan.schedule import Schedule
+from parasample.plan.simulate import Costs, simulate
 
 
 def test_a_split_of_the_shipped_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -25,7 +27,8 @@ def test_a_split_of_the_shipped_model(capsys: pytest.CaptureFixture[str], tmp_pa
     assert len(parts) == 2 and all(0.4 < part["compute"] < 0.6 for part in parts)
     assert report["bytes_per_step"] == sum(edge["bytes"] for edge in report["edges"])
     assert report["bytes_per_step"] == sum(part["bytes_received"] for part in parts)
-    assert 10 * report["bytes_per_step"] < report["broadcast_bytes"]
+    assert 8 * report["bytes_per_step"] < report["broadcast_bytes"]
+    assert 0 < report["search_s"] < 10
     assert 1.6 < report["predicted_speedup"] < 2
     assert sum(point["chosen"] for point in report["trade_off"]) == 1
     with Image.open(plot) as image:
@@ -34,9 +37,9 @@ def test_a_split_of_the_shipped_model(capsys: pytest.CaptureFixture[str], tmp_pa
 
 def test_text_names_blocks_and_what_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--devices", "2", "--link", "0.001"]) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())  # lines break where they must
     assert "conv_in" in shown and "conv_out" in shown and "<- chosen" in shown
-    assert "if every block's output were broadcast" in shown
+    assert "of each of the denoiser's modules were broadcast" in shown and "searched for" in shown
 
 
 @pytest.mark.parametrize(
@@ -76,9 +79,28 @@ def test_ranges_are_runs_of_neighbours() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_schedule_is_drawn(stride: int, tmp_path: Path) -> None:
-    pace = Pace((0.3, 0.3, 0.4), ((0, 1, 0.01), (1, 2, 0.5), (2, 0, 0.01)), 1, 4, stride)
-    assert pace.cycle == 0.5, "a link slower than compute sets the pace"
-    assert pace.lanes == ((0, 1, 2) if stride == 1 else (0, 1, 2, 2))
+    blocks = [Block(f"b{i}", 0, 1.0, (i - 1,) if i else (), 1, 0, False) for i in range(6)]
+    graph = BlockGraph((*blocks, Block("", 0, 0.0, (5,), 1, 0, False, True)))
+    split = Split(((0,), (0,), (1,), (1,), (2,), (2,), (2,)))
+    schedule = Schedule(graph, split, 1 + 5 * stride, stride)
+    timeline = simulate(schedule, Costs([1.0] * 6 + [0.0], bytes_per_second=1.0))
     path = tmp_path / "schedule.svg"
-    schedule_figure(pace, "title", "subtitle", ["first", "second", "third"], path)
-    assert "</svg>" in path.read_text()
+    schedule_figure(
+        schedule, timeline, 1 + 2 * stride, 6.0, "title", "subtitle", ["first", "second", "third"], path
+    )
+    drawn = path.read_text()
+    assert "</svg>" in drawn
+    for text in ("one device", f"device {schedule.num_ranks - 1}", "third", "2-3" if stride == 2 else "3"):
+        assert f"<!-- {text} -->" in drawn
+
+
+def test_a_stride_takes_devices_from_the_components(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--devices", "3", "--stride", "2", "--shard-weights", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    parts = report["components"]
+    assert len(parts) == 2 and max(part["weights"] for part in parts) <= 0.6
+    received = sum(part["bytes_received"] for part in parts) + parts[-1]["bytes_received"]
+    assert report["bytes_per_step"] == pytest.approx(received / 2, abs=1)
+    assert report["predicted_speedup"] > 2.5
+    assert main(["plan", "--devices", "2", "--stride", "3"]) == 2
+    assert "stride=3 takes 2 devices" in capsys.readouterr().err

@@ -50,6 +50,13 @@ def test_all_ranks_agree_and_calls_repeat(job: str, together: Answers) -> None:
         assert found["sample"].isfinite().all()
 
 
+@pytest.mark.parametrize("job", GOOD)
+def test_every_rank_sends_the_bytes_of_its_plan_in_every_step(job: str, together: Answers) -> None:
+    for answers in together:
+        assert answers[job]["bytes"] == answers[job]["planned"]
+    assert sum(sum(answers[job]["bytes"]) for answers in together) > 0
+
+
 def test_warm_up_of_all_steps_is_sequential(together: Answers) -> None:
     for answers in together:
         assert torch.equal(answers["warm-up-all"]["sample"], answers["warm-up-all"]["sequential"])

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from tiny_pipelines import PIPELINES, run, stable_diffusion
 
 import parasample as ps
+from parasample.plan.simulate import planned_bytes
 
 
 def sample(name: str, config: ps.Async, seed: int = 0, **call: Any) -> dict[str, Any]:
@@ -22,11 +23,18 @@ def sample(name: str, config: ps.Async, seed: int = 0, **call: Any) -> dict[str,
     with ps.parallelize(pipe, config) as handle:
         first = run(pipe, arguments, seed)
         second = run(pipe, arguments, seed)
-        stats = handle.stats
+        stats, planned = handle.stats, planned_by_step(handle)
     return {
         "sequential": before, "sample": first, "again": second, "restored": run(pipe, arguments, seed),
         "bytes": [record.bytes_sent for record in stats.history], "rounds": stats.rounds,
+        "planned": planned,
     }  # fmt: skip
+
+
+def planned_by_step(handle: Any) -> list[int]:
+    """Bytes that this rank sends in each step by the plans of the last call."""
+    ranks = [planned_bytes(schedule)[dist.get_rank()] for schedule in handle.schedules]
+    return [sum(step) for step in zip(*ranks, strict=True)]
 
 
 def other_prompt(rank: int, size: int) -> dict[str, Any]:

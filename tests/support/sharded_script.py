@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import torch
 import torch.distributed as dist
+from depth_script import planned_by_step
 from tiny_pipelines import PIPELINES, run, stable_diffusion, stable_diffusion_3
 from torch import Tensor, nn
 
@@ -59,10 +60,11 @@ def sample(name: str, config: ps.Async, **call: Any) -> dict[str, Any]:
     with ps.parallelize(pipe, config) as handle:
         first, second = run(pipe, arguments), run(pipe, arguments)
         held, stats = weight_bytes(denoiser), handle.stats
+        planned = planned_by_step(handle)
     return {
         "sequential": sequential, "sample": first, "again": second, "restored": same_bits(denoiser, before),
         "held": held, "total": weight_bytes(denoiser),
-        "bytes": [record.bytes_sent for record in stats.history],
+        "bytes": [record.bytes_sent for record in stats.history], "planned": planned,
     }  # fmt: skip
 
 
@@ -164,10 +166,11 @@ def memory() -> dict[str, Any]:
     run(pipe, call, num_inference_steps=3)
     held, part = weight_bytes(model), resident_bytes()
     cut = handle._denoisers[0].cut  # type: ignore[attr-defined]
-    shares = report(cut.graph, cut.split).weight_shares
+    found = report(cut.graph, cut.split)
     handle.restore()
     return {
-        "whole": whole, "aside": aside, "held": held, "shares": shares, "freed": full - none,
+        "whole": whole, "aside": aside, "held": held, "shares": found.weight_shares,
+        "max_compute": found.max_compute, "freed": full - none,
         "resident": part - none, "restored": same_bits(model, before),
     }  # fmt: skip
 

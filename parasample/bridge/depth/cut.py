@@ -97,7 +97,8 @@ def _trace_meta(weights: ShardedWeights, call: dict[str, Any]) -> BlockGraph:
 def _split(graph: BlockGraph, config: Async, noisy: bool, emulated: bool) -> Split:
     """The user's split, or the best one found."""
     if config.split == "auto":
-        splits, most_hops = possible_splits(graph, config.components), NOISY_HOPS if noisy else QUIET_HOPS
+        splits = possible_splits(graph, config.components, even_weights=config.shard_weights)
+        most_hops = NOISY_HOPS if noisy else QUIET_HOPS
         return choose_split(graph, splits, most_hops, *((math.inf, 0.0) if emulated else ()))
     split = explicit_split(graph, config.split)
     if split.components != config.components:

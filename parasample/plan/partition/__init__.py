@@ -13,6 +13,7 @@ from parasample.plan.partition.split import (
     SplitReport,
     Transfer,
     broadcast_bytes,
+    computed_blocks,
     report,
     transfers,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Transfer",
     "broadcast_bytes",
     "choose_split",
+    "computed_blocks",
     "contiguous_split",
     "explicit_split",
     "find_split",

@@ -14,7 +14,7 @@ class Assignment:
 
     Attributes:
         owner: [m] component of each block.
-        shares: [N] of each component.
+        shares, weights: [N] of each component.
         bytes: per step, summed over readers.
     """
 
@@ -22,11 +22,12 @@ class Assignment:
         self._core = core
         self._components = components
         self.owner = list(owner)
-        self.shares = [0.0] * components
+        self.shares, self.weights = [0.0] * components, [0.0] * components
         self._counts = [[0] * components for _ in owner]  # readers of a block by component
         self.bytes = 0
         for at, component in enumerate(owner):
             self.shares[component] += core.shares[at]
+            self.weights[component] += core.weights[at]
             for source in core.inputs[at]:
                 self._counts[source][component] += 1
         for at, component in enumerate(owner):
@@ -43,6 +44,8 @@ class Assignment:
         self.owner[at] = component
         self.shares[before] -= core.shares[at]
         self.shares[component] += core.shares[at]
+        self.weights[before] -= core.weights[at]
+        self.weights[component] += core.weights[at]
         self.bytes += core.sizes[at] * ((counts[before] > 0) - (counts[component] > 0))
         for source in core.inputs[at]:
             counts, home = self._counts[source], self.owner[source]
@@ -55,9 +58,16 @@ class Assignment:
 
 
 def anneal(
-    core: Core, start: Sequence[int], components: int, max_share: float, steps: int, heat: float
+    core: Core,
+    start: Sequence[int],
+    components: int,
+    max_share: float,
+    max_weight: float,
+    steps: int,
+    heat: float,
 ) -> list[int]:
-    """The best of `steps` moves from `start`: fewest bytes with no share above `max_share`, [m].
+    """The best of `steps` moves from `start`: fewest bytes with no share above `max_share` of the cost or
+    `max_weight` of the weights, [m].
 
     A move gives a run of neighbours of one component, often one block alone, to the component of a block that
     reads them or that they read. `heat` is the temperature to begin with, in median outputs: 0.2 betters a
@@ -69,6 +79,8 @@ def anneal(
 
     def energy() -> float:
         over = sum(max(0.0, share - max_share) for share in state.shares)
+        if max_weight < math.inf:
+            over += sum(max(0.0, weight - max_weight) for weight in state.weights)
         return state.bytes / unit + 400 * over  # a share of 1% too much is as bad as four outputs sent
 
     count = len(core.blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from parasample.plan.blocks import BlockGraph
@@ -16,16 +17,27 @@ BYTES_PER_SECOND, LATENCY_S = 5e9, 20e-6  # of a link that is neither the slowes
 QUIET_HOPS, NOISY_HOPS = 6, 2
 HOP = 1.08  # how much faster a split must be for each hop more: latents are predicted further ahead
 ALIKE = 1.1  # how much slower it may be to send less
+# What a component may have of the weights above an even share, where ranks hold only their own.
+WEIGHT_MARGIN = 0.08
 
 
-def possible_splits(graph: BlockGraph, components: int) -> tuple[Split, ...]:
+def possible_splits(graph: BlockGraph, components: int, even_weights: bool = False) -> tuple[Split, ...]:
     """Components in a row, and those of `find_splits`.
+
+    Args:
+        even_weights: only those whose components have about as many weights each, which costs bytes. Where a
+            few large blocks allow none, those with the least for the heaviest.
 
     Raises:
         ConfigError: if there are fewer blocks than components.
     """
-    in_a_row = contiguous_split(graph, components)
-    return in_a_row, *(split for split in find_splits(graph, components) if split != in_a_row)
+    max_weight = 1 / components + WEIGHT_MARGIN if even_weights else math.inf
+    in_a_row = contiguous_split(graph, components, max_weight)
+    others = (split for split in find_splits(graph, components, max_weight) if split != in_a_row)
+    splits = (in_a_row, *others)
+    heaviest = [max(report(graph, split).weight_shares) for split in splits]
+    limit = max(max_weight, min(heaviest))
+    return tuple(split for split, share in zip(splits, heaviest, strict=True) if share <= limit)
 
 
 def choose_split(
@@ -45,15 +57,15 @@ def choose_split(
         most_hops: of splits whose components are not in a row.
         bytes_per_second, latency_s: of the link between two devices; see `predict_step_seconds`.
     """
-    seconds = {
-        split: predict_step_seconds(graph, split, bytes_per_second, latency_s)
-        for split in splits
-        if hops(graph, split) <= most_hops or flows_forward(graph, split)
-    }
+    allowed = [s for s in splits if hops(graph, s) <= most_hops or flows_forward(graph, s)]
+    if not allowed:
+        fewest = min(hops(graph, split) for split in splits)
+        allowed = [split for split in splits if hops(graph, split) == fewest]
+    seconds = {s: predict_step_seconds(graph, s, bytes_per_second, latency_s) for s in allowed}
     best = min(seconds, key=lambda split: seconds[split] * HOP ** hops(graph, split))
     alike = [
         split
-        for split in seconds
+        for split in allowed
         if hops(graph, split) == hops(graph, best) and seconds[split] <= ALIKE * seconds[best]
     ]
     return min(alike, key=lambda split: report(graph, split).hidden_bytes)

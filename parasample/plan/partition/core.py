@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from parasample.plan.blocks import BlockGraph
@@ -10,6 +11,8 @@ from parasample.plan.partition.split import Split
 
 # Up to this share of the cost a block is computed several times rather than sent.
 REPEATED_SHARE = 0.01
+# What blocks this far apart in the core need, every component is taken to need.
+_FAR = 0.25
 
 
 @dataclass(frozen=True)
@@ -19,15 +22,19 @@ class Core:
     Attributes:
         blocks: [m] their indices in the graph.
         shares: [m] of the cost.
+        weights: [m] of the bytes of all weights. Those of a block that is not listed are with the first
+            block that needs it, or, if blocks all over the list do, counted in `everywhere_weight`.
         sizes: [m] bytes of their outputs.
         inputs, readers: [m] positions in this list.
     """
 
     blocks: tuple[int, ...]
     shares: tuple[float, ...]
+    weights: tuple[float, ...]
     sizes: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...]
     readers: tuple[tuple[int, ...], ...]
+    everywhere_weight: float
 
 
 def core_of(graph: BlockGraph) -> Core:
@@ -45,13 +52,42 @@ def core_of(graph: BlockGraph) -> Core:
     for at, sources in enumerate(inputs):
         for source in sources:
             readers[source].append(at)
+    weights, everywhere_weight = _weights(graph, position)
     return Core(
         blocks,
         tuple(graph.shares[b] for b in blocks),
+        tuple(weights),
         tuple(graph.blocks[b].output_bytes for b in blocks),
         inputs,
         tuple(map(tuple, readers)),
+        everywhere_weight,
     )
+
+
+def _weights(graph: BlockGraph, position: dict[int, int]) -> tuple[list[float], float]:
+    """[m] shares of the weights, and the share of what blocks all over the core need."""
+    span: dict[int, tuple[int, int]] = {at: (place, place) for at, place in position.items()}
+    shares, everywhere = [0.0] * len(position), 0.0
+    for index in reversed(range(len(graph))):  # readers before what they read
+        readers = [span[reader] for reader in graph.readers[index] if reader in span]
+        if index not in position and readers:
+            span[index] = min(first for first, _ in readers), max(last for _, last in readers)
+        first, last = span.get(index, (0, len(position)))
+        share = graph.blocks[index].weight_bytes / (graph.total_weight_bytes or 1)
+        if last - first > _FAR * len(position):
+            everywhere += share
+        else:
+            shares[first] += share
+    return shares, everywhere
+
+
+def weight_limits(core: Core, max_weight: float) -> Iterator[float]:
+    """Limits of the core's weights per component: what `max_weight` leaves, then ever more, then any."""
+    limit = max(max_weight - core.everywhere_weight, max(core.weights), 1e-3)
+    while limit < 1.0:
+        yield limit
+        limit *= 1.2
+    yield math.inf
 
 
 def repeated(graph: BlockGraph, index: int) -> bool:

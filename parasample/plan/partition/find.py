@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from parasample.errors import ConfigError
 from parasample.plan.blocks import BlockGraph
 from parasample.plan.partition.anneal import Assignment, anneal
-from parasample.plan.partition.core import Core, core_of, split_of
+from parasample.plan.partition.core import Core, core_of, split_of, weight_limits
 from parasample.plan.partition.shells import nested_split
 from parasample.plan.partition.split import Split, SplitReport, report
 
@@ -22,8 +23,12 @@ _STEPS = 2_000
 _UNITS, _UNITS_OF_MANY, _MANY = 150, 90, 5
 
 
-def find_splits(graph: BlockGraph, components: int) -> tuple[Split, ...]:
+def find_splits(graph: BlockGraph, components: int, max_weight: float = math.inf) -> tuple[Split, ...]:
     """Splits into `components`, none better than another in both compute and bytes; most even first.
+
+    Args:
+        max_weight: share of all weights that a component may have, if there are such splits; else as little
+            more as there must be.
 
     Raises:
         ConfigError: if there are fewer blocks than components.
@@ -37,21 +42,39 @@ def find_splits(graph: BlockGraph, components: int) -> tuple[Split, ...]:
         )
     if components == 1:
         return (split_of(graph, core, [0] * len(core.blocks)),)
+    for limit in weight_limits(core, max_weight):
+        found = _search(graph, core, components, limit)
+        if found:
+            break
+    return tuple(split for _, split in _frontier(found))
+
+
+def _search(
+    graph: BlockGraph, core: Core, components: int, max_weight: float
+) -> list[tuple[SplitReport, Split]]:
+    """What the slacks come to; none if no split keeps to the limit of weights."""
     found: list[tuple[SplitReport, Split]] = []
+    units = _UNITS_OF_MANY if components >= _MANY else _UNITS
     before: list[list[int]] = []  # what the slack before this one came to
     for slack in _slacks(components):
         if found and slack > SLACKS[-1]:
             break
         max_share = max(slack / components, max(core.shares))
-        nested = nested_split(core, components, max_share, _UNITS_OF_MANY if components >= _MANY else _UNITS)
+        nested = nested_split(core, components, max_share, max_weight, units)
         starts = [(nested, heat) for heat in HEATS if nested] + [(start, HEATS[0]) for start in before]
-        ends = [anneal(core, start, components, max_share, _STEPS, heat) for start, heat in starts]
+        ends = [
+            anneal(core, start, components, max_share, max_weight, _STEPS, heat) for start, heat in starts
+        ]
         before = sorted(ends, key=lambda end: Assignment(core, end, components).bytes)[:1]
         for assigned in [nested, *ends]:
-            if assigned and len(set(assigned)) == components:
+            if assigned and len(set(assigned)) == components and _keeps_to(core, assigned, max_weight):
                 split = split_of(graph, core, _numbered(core, assigned))
                 found.append((report(graph, split), split))
-    return tuple(split for _, split in _frontier(found))
+    return found
+
+
+def _keeps_to(core: Core, assigned: list[int], max_weight: float) -> bool:
+    return max(Assignment(core, assigned, max(assigned) + 1).weights) <= max_weight + 1e-9
 
 
 def find_split(

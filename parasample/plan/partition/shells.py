@@ -16,14 +16,18 @@ from parasample.plan.partition.core import Core
 Plan = tuple[float, tuple[tuple[int, int], ...]]  # bytes, and where each component's middle begins and ends
 
 
-def nested_split(core: Core, components: int, max_share: float, max_units: int) -> list[int] | None:
-    """[m] components of least bytes with no share above `max_share`; None if there is none.
+def nested_split(
+    core: Core, components: int, max_share: float, max_weight: float, max_units: int
+) -> list[int] | None:
+    """[m] components of least bytes, none above `max_share` of the cost or `max_weight` of the weights; None
+    if there are none.
 
     Neighbours are taken together until `max_units` are left, so that the time taken is bounded.
     """
     starts = _units(core, max_units)  # [u + 1] where each unit begins
     count = len(starts) - 1
     before = [sum(core.shares[:start]) for start in starts]  # share of all units before one
+    heavy = [sum(core.weights[:start]) for start in starts]  # weights of all units before one
     masks, reads = _interval_masks(core, starts)
     of_size = {size: sum(1 << at for at, own in enumerate(core.sizes) if own == size) for size in core.sizes}
 
@@ -33,19 +37,23 @@ def nested_split(core: Core, components: int, max_share: float, max_units: int) 
 
     @cache
     def best(begin: int, end: int, parts: int) -> Plan:
-        share = before[end] - before[begin]
+        share, weight = before[end] - before[begin], heavy[end] - heavy[begin]
         if parts == 1:
-            return (received(begin, end, end, end), ()) if share <= max_share else (inf, ())
+            fits = share <= max_share and weight <= max_weight
+            return (received(begin, end, end, end), ()) if fits else (inf, ())
         found: Plan = (inf, ())
         for inner in range(begin, end):
-            taken = before[inner] - before[begin]
-            if taken > max_share:
+            taken, laden = before[inner] - before[begin], heavy[inner] - heavy[begin]
+            if taken > max_share or laden > max_weight:
                 break
             for outer in range(end, inner, -1):
                 peeled = taken + before[end] - before[outer]
-                if peeled > max_share:
+                load = laden + heavy[end] - heavy[outer]
+                if peeled > max_share or load > max_weight:
                     break
                 if share - peeled > max_share * (parts - 1) or peeled == 0:
+                    continue
+                if weight - load > max_weight * (parts - 1):
                     continue
                 cost = received(begin, inner, outer, end)
                 if cost >= found[0]:

@@ -58,6 +58,17 @@ class Split:
         return cls(tuple(tuple(owners) for owners in data["owners"]))
 
 
+def computed_blocks(graph: BlockGraph, split: Split, component: int) -> frozenset[int]:
+    """The blocks that a component runs: its own, and of those that are everywhere what these read."""
+    found: set[int] = set()
+    for index in reversed(range(len(graph))):
+        everywhere = graph.blocks[index].everywhere
+        mine = component in split.owners[index] and not everywhere
+        if mine or (everywhere and any(reader in found for reader in graph.readers[index])):
+            found.add(index)
+    return frozenset(found)
+
+
 @dataclass(frozen=True)
 class Transfer:
     """One block's output on its way, once per step: from component `source` to each of `readers`."""
@@ -124,7 +135,7 @@ def report(graph: BlockGraph, split: Split) -> SplitReport:
         sent[transfer.source] += size * len(transfer.readers)
         for reader in transfer.readers:
             received[reader] += size
-    mine = [split.blocks_of(component) for component in range(count)]
+    mine = [computed_blocks(graph, split, component) for component in range(count)]
     return SplitReport(
         compute_shares=tuple(sum(graph.shares[i] for i in indices) for indices in mine),
         weight_shares=tuple(
@@ -135,14 +146,23 @@ def report(graph: BlockGraph, split: Split) -> SplitReport:
     )  # fmt: skip
 
 
-def broadcast_bytes(graph: BlockGraph, split: Split) -> int:
-    """Bytes per step if every output that a block reads went to all other components, summed over them.
+def broadcast_bytes(graph: BlockGraph, components: int) -> int:
+    """Bytes per step if each of the denoiser's own modules sent all that it returns to all other components.
 
-    This is what a split costs that does not know the data flow (AsyncDiff, arXiv 2406.06911, broadcasts like
-    that, module by module).
+    This is what sharing costs without knowing the data flow: AsyncDiff (arXiv 2406.06911) as published
+    broadcasts like that. Its modules are those that the denoiser calls by itself; what is inside of them, and
+    what every component computes, is not counted.
     """
-    sizes = (b.output_bytes for b, readers in zip(graph.blocks, graph.readers, strict=True) if readers)
-    return sum(sizes) * (split.components - 1)
+    names = {block.name for block in graph.blocks}
+    total = 0
+    for block in graph.blocks[:-1]:
+        around, _, entry = block.name.rpartition(".")
+        in_a_list = entry.isdigit() and "." not in around and around not in names
+        if block.everywhere or (around and not in_a_list):
+            continue
+        handed_on = sum(graph.blocks[index].output_bytes for index in block.inputs)
+        total += handed_on if block.hands_on else block.output_bytes
+    return total * (components - 1)
 
 
 def _check_fits(graph: BlockGraph, split: Split) -> None:

@@ -35,8 +35,19 @@ def test_transfers_go_to_each_reader_once_and_the_output_to_all() -> None:
     found = report(graph, split)
     assert (found.bytes_sent, found.bytes_received) == ((20, 20, 0), (0, 10, 30))
     assert (found.hidden_bytes, found.output_bytes, found.messages) == (40, 10, 3)
-    assert found.compute_shares == pytest.approx((0.4, 0.4, 0.6))
-    assert broadcast_bytes(graph, split) == 2 * (4 + 10 + 20 + 40 + 80)
+    assert found.compute_shares == pytest.approx((0.4, 0.4, 0.4)), "component 2 needs no time"
+
+
+def test_a_broadcast_sends_what_the_denoisers_own_modules_return() -> None:
+    """An entry of a list counts, what is inside of it does not; an exit that hands on counts its tensors."""
+    blocks = (
+        block("time", 1, (), 4, everywhere=True), block("conv_in", 1, (0,), 10),
+        block("down.0.resnet", 1, (1,), 20), block("down.0", 0, (1, 2), 0, exit=True),
+        block("up.0.resnet", 1, (2,), 40), block("up.0", 0, (4,), 80, exit=True),
+        block("head.0", 1, (5,), 160), block("head", 0, (6,), 320, exit=True),
+        block("", 0, (7,), 640, exit=True),
+    )  # fmt: skip
+    assert broadcast_bytes(BlockGraph(blocks), 3) == 2 * (10 + (10 + 20) + 80 + 320)
 
 
 def test_an_exit_that_hands_on_needs_nothing() -> None:
