@@ -44,15 +44,12 @@ class ClippedOutput:
 
         Made and returned in float32, or float64 where an argument has it: large weights magnify rounding.
         """
-        dtype = torch.promote_types(torch.promote_types(output.dtype, state.dtype), torch.float32)
+        dtype = torch.float64 if torch.float64 in (output.dtype, state.dtype) else torch.float32
         conversion = self._conversion(output.device, dtype).index_select(0, steps.to(output.device))
         if not callable(self.clip):
-            n = output.shape[0]
-            return drift_aggregate(
-                output.reshape(n, -1), states=state.reshape(n, -1), conversion=conversion
-            ).view(output.shape)
-        columns = conversion.reshape(-1, 7, *(1,) * (output.ndim - 1)).unbind(1)  # [n, 1, ...] each
-        p, q, _, joint, cut, _, _ = columns
+            states = state.flatten(1)
+            return drift_aggregate(output.flatten(1), states=states, conversion=conversion).view(output.shape)
+        p, q, _, joint, cut, _, _ = conversion.reshape(-1, 7, *(1,) * (output.ndim - 1)).unbind(1)
         prediction = p * state.to(dtype) + q * output.to(dtype)
         clipped = self.clip(prediction)
         return joint * clipped + cut * (prediction - clipped) if self._mixes else clipped

@@ -24,9 +24,8 @@ def make(clip: Any, mixes: bool, seed: int = 0) -> ClippedOutput:
 
 
 def by_definition(found: ClippedOutput, output: Any, state: Any, steps: Any, clip: Any) -> torch.Tensor:
-    p, q, clipped, unclipped = (
-        table[steps].view(-1, 1, 1) for table in (found.x0_state, found.x0_output, found.clipped, found.unclipped)
-    )  # fmt: skip
+    tables = found.x0_state, found.x0_output, found.clipped, found.unclipped
+    p, q, clipped, unclipped = (table[steps].view(-1, 1, 1) for table in tables)
     prediction = p * state.double() + q * output.double()
     return clipped * clip(prediction) + unclipped * prediction
 
