@@ -16,7 +16,7 @@ from parasample.cli.pictures import ACCENT, FAINT, INK, STYLE
 LOOKS = {
     "parasample": (ACCENT, "o"), "triton": ("#e07bb0", "P"), "reference": ("#b9b9c2", "x"),
     "eager": (INK, "^"), "published": ("#3b7dd8", "s"),
-    "compile, cumsum": ("#1f9d8a", "v"), "compile, rows": ("#e0912f", "D"),
+    "compile": ("#1f9d8a", "v"), "compile, cumsum": ("#1f9d8a", "v"), "compile, rows": ("#e0912f", "D"),
 }  # fmt: skip
 OTHER = ("#8a63c9", "h")
 
