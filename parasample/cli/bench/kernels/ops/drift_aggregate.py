@@ -3,6 +3,9 @@
 The largest case is all that the op can do: guidance, its rescaling, and epsilon converted to a clipped data
 prediction, as a DDPM round of a guided pipeline needs it. Pipelines have no name for a mixture of clipped and
 unclipped predictions (DDIM): there the published chain does not take part.
+
+On a CPU, memory of 32 MiB or more comes from the system page by page in every call that allocates it: that is
+what sizes from 2^18 on measure of contenders that return new tensors; eager torch has its buffers already.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ def case(n: int, D: int, *, parts: str = "guided clipped", outputs: str = "f32",
 LATENCY = case(16, 2**7, parts="clipped", hot=True, compiled=True)
 MIDDLE = case(32, 2**16, in_sweep=True, compiled=True)
 RESCALED = case(32, 2**16, parts="guided rescaled clipped", outputs="bf16", compiled=True)
-SWEEP = [MIDDLE, *(case(32, 2**n, in_sweep=True) for n in (8, 10, 12, 14, 18, 20))]
+SWEEP = [MIDDLE, *(case(32, 2**n, in_sweep=True, compiled=n in (12, 18)) for n in (8, 10, 12, 14, 18))]
 VARIANTS = [
     case(32, 2**16, parts=""), case(32, 2**16, parts="clipped"), case(32, 2**16, parts="clipped mixed"),
     case(32, 2**16, parts="clipped", outputs="bf16"), case(32, 2**16, outputs="bf16"),
@@ -48,8 +51,8 @@ class DriftAggregate(Op):
     def cases(self, device: str, quick: bool) -> list[Case]:
         if quick:
             return [LATENCY, MIDDLE, RESCALED]
-        largest = [case(64, 2**20, outputs="bf16")] if device == "cuda" else []
-        return [LATENCY, RESCALED, *SWEEP, *VARIANTS, *largest]
+        large = [case(32, 2**20, in_sweep=True), case(64, 2**20, outputs="bf16")] if device == "cuda" else []
+        return [LATENCY, RESCALED, *SWEEP, *VARIANTS, *large]
 
     def arguments(self, case: Case, device: torch.device) -> Arguments:
         n, D, parts = (case.settings[name] for name in ("n", "D", "parts"))
