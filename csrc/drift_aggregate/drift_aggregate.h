@@ -6,17 +6,21 @@
 
 namespace parasample {
 
+// Columns of a conversion: data = p x + q m is clipped to low .. high, then y = a x + b clipped + c (data -
+// clipped), the last term only where c is not zero.
+constexpr int kInState = 0, kInOutput = 1;               // p, q
+constexpr int kOutState = 2, kOutData = 3, kOutCut = 4;  // a, b, c
+constexpr int kLow = 5, kHigh = 6, kConversion = 7;
+
 // "real" below is double where conditional or states are kFloat64, else float. Absent arguments are null.
 struct DriftAggregate {
   Rows conditional;      // [n, D]
   Rows unconditional;    // [n, D] of conditional's dtype, or absent
   Rows states;           // [n, D] or absent: no conversion
-  const void* guidance;  // real [n], beside unconditional
-  const void* rescale;   // real [n] or absent; needs unconditional
-  const void* in_coef;   // real [n, 2], beside states
-  const void* out_coef;  // real [n, 2], beside states
-  const void* clip;      // real [n] or absent; needs states
-  void* result;          // real [n, D], contiguous
+  const void* guidance;    // real [n], beside unconditional
+  const void* rescale;     // real [n] or absent; needs unconditional
+  const void* conversion;  // real [n, kConversion], beside states
+  void* result;            // real [n, D], contiguous
   int64_t num_rows;      // n
   int64_t num_elements;  // D
   bool is_double;        // real is double

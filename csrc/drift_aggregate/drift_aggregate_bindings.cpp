@@ -51,10 +51,9 @@ double rescale_factor(const DriftAggregate& call, int64_t row, const DriftMoment
 
 Tensor drift_aggregate_cpu(Tensor conditional, std::optional<Tensor> unconditional,
                            std::optional<Tensor> guidance, std::optional<Tensor> rescale,
-                           std::optional<Tensor> states, std::optional<Tensor> in_coef,
-                           std::optional<Tensor> out_coef, std::optional<Tensor> clip) {
+                           std::optional<Tensor> states, std::optional<Tensor> conversion) {
   DriftAggregate call =
-      check_drift_aggregate({conditional, unconditional, guidance, rescale, states, in_coef, out_coef, clip});
+      check_drift_aggregate({conditional, unconditional, guidance, rescale, states, conversion});
   const int64_t n = call.num_rows, D = call.num_elements;
   Tensor result =
       torch::stable::new_empty(conditional, {n, D}, call.is_double ? ScalarType::Double : ScalarType::Float);
@@ -111,7 +110,7 @@ Tensor drift_aggregate_cpu(Tensor conditional, std::optional<Tensor> uncondition
 STABLE_TORCH_LIBRARY_FRAGMENT(parasample, m) {
   m.def(
       "drift_aggregate(Tensor conditional, Tensor? unconditional, Tensor? guidance, Tensor? rescale, "
-      "Tensor? states, Tensor? in_coef, Tensor? out_coef, Tensor? clip) -> Tensor");
+      "Tensor? states, Tensor? conversion) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(parasample, CPU, m) {

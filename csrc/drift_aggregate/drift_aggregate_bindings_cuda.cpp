@@ -9,10 +9,9 @@ namespace {
 
 Tensor drift_aggregate_cuda(Tensor conditional, std::optional<Tensor> unconditional,
                             std::optional<Tensor> guidance, std::optional<Tensor> rescale,
-                            std::optional<Tensor> states, std::optional<Tensor> in_coef,
-                            std::optional<Tensor> out_coef, std::optional<Tensor> clip) {
+                            std::optional<Tensor> states, std::optional<Tensor> conversion) {
   DriftAggregate call =
-      check_drift_aggregate({conditional, unconditional, guidance, rescale, states, in_coef, out_coef, clip});
+      check_drift_aggregate({conditional, unconditional, guidance, rescale, states, conversion});
   const int32_t device = conditional.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const ScalarType real = call.is_double ? ScalarType::Double : ScalarType::Float;

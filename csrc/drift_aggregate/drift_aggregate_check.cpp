@@ -17,9 +17,9 @@ struct Arguments {
     check.shape(name, *tensor, {n}, "[n]");
     return check.table(name, *tensor, real);
   }
-  const void* pairs(const char* name, const std::optional<Tensor>& tensor, ScalarType real) const {
+  const void* conversion(const char* name, const std::optional<Tensor>& tensor, ScalarType real) const {
     if (!tensor) return nullptr;
-    check.shape(name, *tensor, {n, 2}, "[n, 2]");
+    check.shape(name, *tensor, {n, kConversion}, "[n, 7]");
     return check.table(name, *tensor, real);
   }
 };
@@ -38,13 +38,8 @@ DriftAggregate check_drift_aggregate(const DriftAggregateTensors& t) {
       "drift_aggregate: rescale must have unconditional beside it, found None; pass unconditional and "
       "guidance, or no rescale");
   STD_TORCH_CHECK(
-      t.states.has_value() == t.in_coef.has_value() && t.states.has_value() == t.out_coef.has_value(),
-      "drift_aggregate: states, in_coef and out_coef must come together, found some alone; pass all "
-      "three or none");
-  STD_TORCH_CHECK(
-      !t.clip || t.states,
-      "drift_aggregate: clip must have a conversion beside it, found None; pass states, in_coef and "
-      "out_coef, or no clip");
+      t.states.has_value() == t.conversion.has_value(),
+      "drift_aggregate: conversion and states must come together, found one alone; pass both or neither");
   const Checks check("drift_aggregate", t.conditional, "conditional", "conditional [n, D] sets n and D");
   const Arguments arguments{check, t.conditional.size(0), t.conditional.size(1)};
 
@@ -64,9 +59,7 @@ DriftAggregate check_drift_aggregate(const DriftAggregateTensors& t) {
   const ScalarType real = call.is_double ? ScalarType::Double : ScalarType::Float;
   call.guidance = arguments.column("guidance", t.guidance, real);
   call.rescale = arguments.column("rescale", t.rescale, real);
-  call.in_coef = arguments.pairs("in_coef", t.in_coef, real);
-  call.out_coef = arguments.pairs("out_coef", t.out_coef, real);
-  call.clip = arguments.column("clip", t.clip, real);
+  call.conversion = arguments.conversion("conversion", t.conversion, real);
   return call;
 }
 

@@ -10,7 +10,7 @@ namespace parasample {
 
 struct DriftAggregateTensors {
   Tensor conditional;
-  std::optional<Tensor> unconditional, guidance, rescale, states, in_coef, out_coef, clip;
+  std::optional<Tensor> unconditional, guidance, rescale, states, conversion;
 };
 
 // Shapes, dtypes, layout and devices; reads no tensor data. `result` is left null.

@@ -3,12 +3,22 @@
 //
 // One work item is a chunk of one row. Rows stored in the computed type are read where they are, others by
 // way of blocks that stay in the first-level cache.
+#include <limits>
+
 #include "common/cpu_convert.h"
 #include "common/cpu_isa.h"
 #include "drift_aggregate/drift_aggregate.h"
 
 namespace parasample {
 namespace {
+
+template <typename Real>
+constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
+
+template <typename Real>
+const Real* conversion_of(const DriftAggregate& call, int64_t row) {
+  return static_cast<const Real*>(call.conversion) + kConversion * row;
+}
 
 template <typename Real>
 struct Chunk {
@@ -66,18 +76,17 @@ void moments(const DriftAggregate& call, int64_t row, int64_t index, DriftMoment
   *to = {double(mean_conditional), double(squares_conditional), double(mean_guided), double(squares_guided)};
 }
 
-template <typename Real, bool Guided, bool Converted, bool Clipped>
+template <typename Real, bool Guided, bool Converted, bool Clipped, bool Cut>
 void convert(const DriftAggregate& call, int64_t row, int64_t index, Real factor) {
   Chunk<Real> chunk(call, row, index);
   const Real* conditional = chunk.read(call.conditional, chunk.conditional_block);
   const Real* unconditional = Guided ? chunk.read(call.unconditional, chunk.unconditional_block) : nullptr;
   const Real* states = Converted ? chunk.read(call.states, chunk.states_block) : nullptr;
   const Real guidance = Guided ? chunk.number(call.guidance) : Real(0);
-  const Real bound = Clipped ? chunk.number(call.clip) : Real(0);
-  const Real* in_coef = Converted ? static_cast<const Real*>(call.in_coef) + 2 * row : nullptr;
-  const Real* out_coef = Converted ? static_cast<const Real*>(call.out_coef) + 2 * row : nullptr;
-  const Real in_x = Converted ? in_coef[0] : Real(0), in_m = Converted ? in_coef[1] : Real(0);
-  const Real out_x = Converted ? out_coef[0] : Real(0), out_data = Converted ? out_coef[1] : Real(0);
+  Real coef[kConversion] = {};
+  if (Converted) {
+    for (int k = 0; k < kConversion; ++k) coef[k] = conversion_of<Real>(call, row)[k];
+  }
   Real* __restrict to = static_cast<Real*>(call.result) + row * call.num_elements + chunk.first;
   const int64_t count = chunk.count;
 #pragma omp simd
@@ -85,12 +94,14 @@ void convert(const DriftAggregate& call, int64_t row, int64_t index, Real factor
     Real m = conditional[j];
     if (Guided) m = factor * (unconditional[j] + guidance * (m - unconditional[j]));
     if (Converted) {
-      Real data = in_x * states[j] + in_m * m;
+      const Real data = coef[kInState] * states[j] + coef[kInOutput] * m;
+      Real clipped = data;
       if (Clipped) {
-        data = data < -bound ? -bound : data;  // comparisons with NaN are false: NaN stays
-        data = data > bound ? bound : data;
+        clipped = data < coef[kLow] ? coef[kLow] : data;  // comparisons with NaN are false: NaN stays
+        clipped = clipped > coef[kHigh] ? coef[kHigh] : clipped;
       }
-      m = out_x * states[j] + out_data * data;
+      m = coef[kOutState] * states[j] + coef[kOutData] * clipped;
+      if (Cut) m += coef[kOutCut] * (data - clipped);
     }
     to[j] = m;
   }
@@ -100,14 +111,21 @@ template <typename Real>
 void convert_any(const DriftAggregate& call, int64_t row, int64_t chunk, Real factor) {
   const bool guided = call.unconditional.data != nullptr;
   if (call.states.data == nullptr) {
-    const auto run = guided ? convert<Real, true, false, false> : convert<Real, false, false, false>;
-    run(call, row, chunk, factor);
-  } else if (call.clip == nullptr) {
-    const auto run = guided ? convert<Real, true, true, false> : convert<Real, false, true, false>;
-    run(call, row, chunk, factor);
+    guided ? convert<Real, true, false, false, false>(call, row, chunk, factor)
+           : convert<Real, false, false, false, false>(call, row, chunk, factor);
+    return;
+  }
+  const Real* coef = conversion_of<Real>(call, row);
+  const bool clipped = coef[kLow] > -kInfinity<Real> || coef[kHigh] < kInfinity<Real>;
+  if (!clipped) {
+    guided ? convert<Real, true, true, false, false>(call, row, chunk, factor)
+           : convert<Real, false, true, false, false>(call, row, chunk, factor);
+  } else if (coef[kOutCut] == Real(0)) {
+    guided ? convert<Real, true, true, true, false>(call, row, chunk, factor)
+           : convert<Real, false, true, true, false>(call, row, chunk, factor);
   } else {
-    const auto run = guided ? convert<Real, true, true, true> : convert<Real, false, true, true>;
-    run(call, row, chunk, factor);
+    guided ? convert<Real, true, true, true, true>(call, row, chunk, factor)
+           : convert<Real, false, true, true, true>(call, row, chunk, factor);
   }
 }
 

@@ -184,16 +184,16 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   if (call.states.data != nullptr) {
-    const Real in_x = number<Real>(call.in_coef, 2 * row), in_m = number<Real>(call.in_coef, 2 * row + 1);
-    const Real out_x = number<Real>(call.out_coef, 2 * row);
-    const Real out_data = number<Real>(call.out_coef, 2 * row + 1);
-    const Real bound = call.clip != nullptr ? number<Real>(call.clip, row) : Real(INFINITY);
+    Real coef[kConversion];
+#pragma unroll
+    for (int c = 0; c < kConversion; ++c) coef[c] = number<Real>(call.conversion, kConversion * row + c);
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) {
-      Real data = in_x * x[k] + in_m * chunk.m[k];
-      data = data < -bound ? -bound : data;  // comparisons with NaN are false: NaN stays
-      data = data > bound ? bound : data;
-      chunk.m[k] = out_x * x[k] + out_data * data;
+      const Real data = coef[kInState] * x[k] + coef[kInOutput] * chunk.m[k];
+      Real clipped = data < coef[kLow] ? coef[kLow] : data;  // comparisons with NaN are false: NaN stays
+      clipped = clipped > coef[kHigh] ? coef[kHigh] : clipped;
+      chunk.m[k] = coef[kOutState] * x[k] + coef[kOutData] * clipped;
+      if (coef[kOutCut] != Real(0)) chunk.m[k] += coef[kOutCut] * (data - clipped);  // the same for the block
     }
   }
   store_typed<kThreads>(static_cast<Real*>(call.result) + row * call.num_elements, chunk.at, chunk.end,

@@ -14,9 +14,7 @@ def check_arguments(
     guidance: Tensor | None,
     rescale: Tensor | None,
     states: Tensor | None,
-    in_coef: Tensor | None,
-    out_coef: Tensor | None,
-    clip: Tensor | None,
+    conversion: Tensor | None,
 ) -> None:
     """Raise ValueError (expected, found, remedy) unless the arguments are what `drift_aggregate` asks for."""
     if conditional.dim() != 2:
@@ -29,14 +27,9 @@ def check_arguments(
         _fail("guidance", "unconditional beside it", f"{found} alone", "pass both or neither")
     if rescale is not None and unconditional is None:
         _fail("rescale", "unconditional beside it", "None", "pass unconditional and guidance, or no rescale")
-    conversion = (states, in_coef, out_coef)
-    if any(tensor is None for tensor in conversion) and any(tensor is not None for tensor in conversion):
-        names = ("states", "in_coef", "out_coef")
-        missing = [name for name, tensor in zip(names, conversion, strict=True) if tensor is None]
-        remedy = "pass all three or none"
-        _fail("a conversion", "states, in_coef and out_coef", f"no {', no '.join(missing)}", remedy)
-    if clip is not None and states is None:
-        _fail("clip", "a conversion beside it", "None", "pass states, in_coef and out_coef, or no clip")
+    if (states is None) != (conversion is None):
+        found = "conversion" if states is None else "states"
+        _fail("conversion", "states beside it", f"{found} alone", "pass both or neither")
     n, D = conditional.shape
     doubles = [tensor is not None and tensor.dtype == torch.float64 for tensor in (conditional, states)]
     real = torch.float64 if any(doubles) else torch.float32
@@ -45,9 +38,7 @@ def check_arguments(
         "guidance": (guidance, (n,), (real,)),
         "rescale": (rescale, (n,), (real,)),
         "states": (states, (n, D), FLOATS),
-        "in_coef": (in_coef, (n, 2), (real,)),
-        "out_coef": (out_coef, (n, 2), (real,)),
-        "clip": (clip, (n,), (real,)),
+        "conversion": (conversion, (n, 7), (real,)),
     }
     for name, (tensor, shape, dtypes) in arguments.items():
         if tensor is None:
@@ -58,6 +49,8 @@ def check_arguments(
             _fail(name, f"dtype {dtypes[0]}", tensor.dtype, "convert it with .to()")
         if tensor.device != conditional.device:
             _fail(name, f"device {conditional.device}", tensor.device, "move it with .to()")
+        if name in ("guidance", "rescale", "conversion") and not tensor.is_contiguous():
+            _fail(name, "contiguous memory", f"strides {tensor.stride()}", "pass .contiguous()")
 
 
 def _fail(name: str, expected: str, found: object, remedy: str) -> None:

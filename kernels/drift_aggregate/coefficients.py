@@ -10,6 +10,8 @@ With x = alpha x0 + sigma n:
 
 from __future__ import annotations
 
+import math
+
 KINDS = ("epsilon", "v_prediction", "sample", "flow")
 
 
@@ -36,6 +38,16 @@ def out_coefficients(kind: str, alpha: float, sigma: float) -> tuple[float, floa
     if kind == "flow":
         return 1 / sigma, -(alpha + sigma) / sigma
     return 0.0, 1.0
+
+
+def conversion_row(
+    in_coef: tuple[float, float],
+    out_coef: tuple[float, float],
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    of_cut: float = 0.0,
+) -> tuple[float, ...]:
+    """One row of `drift_aggregate`'s conversion: (p, q), (a, b), (low, high) and c of its definition."""
+    return (*in_coef, *out_coef, of_cut, *bounds)
 
 
 def _check(kind: str) -> None:

@@ -12,9 +12,7 @@ def drift_aggregate_reference(
     guidance: Tensor | None,
     rescale: Tensor | None,
     states: Tensor | None,
-    in_coef: Tensor | None,
-    out_coef: Tensor | None,
-    clip: Tensor | None,
+    conversion: Tensor | None,
 ) -> Tensor:
     """Guide, rescale and convert n model outputs; see `drift_aggregate` for the arguments."""
     given = [tensor.dtype for tensor in (conditional, unconditional, states) if tensor is not None]
@@ -27,10 +25,11 @@ def drift_aggregate_reference(
             phi = rescale[:, None]
             ratio = conditional.std(1, keepdim=True) / m.std(1, keepdim=True)
             m = torch.where(phi == 0, m, phi * m * ratio + (1 - phi) * m)
-    if states is None or in_coef is None or out_coef is None:
+    if states is None or conversion is None:
         return m
     x = states.to(real)
-    data = in_coef[:, :1] * x + in_coef[:, 1:] * m
-    if clip is not None:
-        data = torch.clamp(data, -clip[:, None], clip[:, None])
-    return out_coef[:, :1] * x + out_coef[:, 1:] * data
+    in_x, in_m, out_x, out_data, out_cut, low, high = conversion[..., None].unbind(1)  # [n, 1] each
+    data = in_x * x + in_m * m
+    clipped = torch.clamp(data, low, high)
+    cut = torch.where(out_cut == 0, 0.0, out_cut * (data - clipped))
+    return out_x * x + out_data * clipped + cut

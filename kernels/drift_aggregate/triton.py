@@ -16,9 +16,7 @@ def drift_aggregate_triton(
     guidance: Tensor | None,
     rescale: Tensor | None,
     states: Tensor | None,
-    in_coef: Tensor | None,
-    out_coef: Tensor | None,
-    clip: Tensor | None,
+    conversion: Tensor | None,
 ) -> Tensor:
     """See `drift_aggregate`: one kernel, after one that takes moments where rows are rescaled."""
     given = [tensor.dtype for tensor in (conditional, states) if tensor is not None]
@@ -46,9 +44,7 @@ def drift_aggregate_triton(
         x,
         g,
         phi,
-        result if in_coef is None else in_coef,
-        result if out_coef is None else out_coef,
-        result if clip is None else clip,
+        result if conversion is None else conversion,
         moments,
         result,
         num_elements,
@@ -58,7 +54,6 @@ def drift_aggregate_triton(
         GUIDED=unconditional is not None,
         RESCALED=rescale is not None,
         CONVERTED=states is not None,
-        CLIPPED=clip is not None,
         CHUNKS=triton.next_power_of_2(num_chunks),
         **constants,
     )
@@ -115,9 +110,7 @@ def drift_convert_kernel(
     states_ptr,
     guidance_ptr,
     rescale_ptr,
-    in_coef_ptr,
-    out_coef_ptr,
-    clip_ptr,
+    conversion_ptr,
     moments_ptr,
     result_ptr,
     num_elements,
@@ -128,7 +121,6 @@ def drift_convert_kernel(
     GUIDED: tl.constexpr,
     RESCALED: tl.constexpr,
     CONVERTED: tl.constexpr,
-    CLIPPED: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -158,10 +150,13 @@ def drift_convert_kernel(
         m = tl.where(phi == 0, m, m * (phi * ratio + (1 - phi)))
     if CONVERTED:
         x = tl.load(states_ptr + row * states_row + element, mask=inside, other=0.0).to(REAL)
-        data = tl.load(in_coef_ptr + 2 * row) * x + tl.load(in_coef_ptr + 2 * row + 1) * m
-        if CLIPPED:
-            bound = tl.full([BLOCK], 0, REAL) + tl.load(clip_ptr + row)
-            data = tl.where(data < -bound, -bound, data)  # comparisons with NaN are false: NaN stays
-            data = tl.where(data > bound, bound, data)
-        m = tl.load(out_coef_ptr + 2 * row) * x + tl.load(out_coef_ptr + 2 * row + 1) * data
+        at = conversion_ptr + 7 * row
+        data = tl.load(at) * x + tl.load(at + 1) * m
+        out_cut = tl.full([BLOCK], 0, REAL) + tl.load(at + 4)
+        low = tl.full([BLOCK], 0, REAL) + tl.load(at + 5)
+        high = tl.full([BLOCK], 0, REAL) + tl.load(at + 6)
+        clipped = tl.where(data < low, low, data)  # comparisons with NaN are false: NaN stays
+        clipped = tl.where(clipped > high, high, clipped)
+        m = tl.load(at + 2) * x + tl.load(at + 3) * clipped
+        m += tl.where(out_cut == 0, 0.0, out_cut * (data - clipped))
     tl.store(result_ptr + row.to(tl.int64) * num_elements + element, m, mask=inside)

@@ -187,7 +187,7 @@ class DeviceRounds:
             inputs = gather_inputs(self.states, steps, self.samples, scale, dtype=self._input_dtype)
         outputs = evaluate(inputs.view(-1, *self.shape), steps)
         if self._to_output is not None:
-            outputs = self._to_output(outputs.to(self.dtype), states.view(-1, *self.shape), steps)
+            outputs = self._to_output(outputs, states.view(-1, *self.shape), steps)
         return outputs.reshape(len(steps), -1).to(self.dtype)
 
     def _take(self, states: Tensor, outputs: Tensor, steps: Tensor, slots: Tensor) -> None:

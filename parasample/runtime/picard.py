@@ -175,7 +175,7 @@ class PicardSolver:
             raise RuntimeError("close_round without open_round")
         outputs = raw_outputs
         if self._to_output is not None:
-            outputs = self._to_output(raw_outputs.to(self.dtype), self.states_at(part), part.steps)
+            outputs = self._to_output(raw_outputs, self.states_at(part), part.steps)
         flat = outputs.reshape(len(part), -1).to(self.dtype)
         if self.ranks.size > 1:
             gathered = self.ranks.all_gather(flat)

@@ -13,8 +13,10 @@ from PIL import Image
 from parasample.cli import main
 from parasample.cli.bench import kernels
 from parasample.cli.bench.kernels import PASSED, check, clock
+from parasample.cli.bench.kernels.ops import dense_update, drift_aggregate
 from parasample.cli.bench.kernels.ops import picard_update as entry
-from parasample.cli.bench.kernels.registry import Call, Case, Contender
+from parasample.cli.bench.kernels.registry import Call, Case, Contender, Op, find_ops
+from parasample.kernels.drift_aggregate.reference import drift_aggregate_reference
 
 CASES = [
     entry.case(3, 64, hot=True),
@@ -99,13 +101,48 @@ def test_what_is_compiled_computes_the_recurrence(update: Any, K: int, noise: bo
     assert check(entry.OP, case, [contender], arguments) == {"compile": PASSED}
 
 
-def test_goals_name_cases_that_are_measured() -> None:
+DRIFT = [
+    drift_aggregate.case(3, 64, parts=parts, outputs=outputs)
+    for parts in ("", "clipped", "guided clipped", "guided rescaled clipped", "clipped mixed")
+    for outputs in ("f32", "bf16")
+]
+DENSE = [
+    dense_update.case(5, 64, B=2, noise=noise, outputs=dtype)
+    for noise in (True, False)
+    for dtype in ("f32", "bf16")
+]
+
+
+@pytest.mark.parametrize("case", DRIFT, ids=lambda case: case.label)
+def test_every_contender_of_drift_aggregate_computes_it(case: Case) -> None:
+    op = drift_aggregate.OP
+    contenders = op.contenders(case, torch.device("cpu"))
+    contenders.append(Contender("compile", lambda arguments: lambda: drift_aggregate_reference(*arguments)))
+    gates = check(op, case, contenders, op.arguments(case, torch.device("cpu")))
+    assert set(gates.values()) == {PASSED}, gates
+    assert {"parasample", "eager"} <= set(gates) and ("published" in gates) == ("mixed" not in case.label)
+
+
+@pytest.mark.parametrize("case", DENSE, ids=lambda case: case.label)
+def test_every_contender_of_dense_update_computes_it(case: Case) -> None:
+    op = dense_update.OP
+    gates = check(op, case, op.contenders(case, torch.device("cpu")), op.arguments(case, torch.device("cpu")))
+    assert gates.keys() >= {"parasample", "eager"} and set(gates.values()) == {PASSED}, gates
+
+
+def test_every_op_but_the_gathering_of_inputs_is_timed() -> None:
+    assert [op.name for op in find_ops()] == ["dense_update", "drift_aggregate", "picard_update"]
+
+
+@pytest.mark.parametrize("op", find_ops(), ids=lambda op: op.name)
+def test_goals_name_cases_that_are_measured(op: Op) -> None:
     for quick in (True, False):
         for device in ("cpu", "cuda"):
-            labels = [case.label for case in entry.OP.cases(device, quick)]
+            labels = [case.label for case in op.cases(device, quick)]
             assert len(labels) == len(set(labels))
-            wanted = {goal.case for goal in entry.OP.goals if goal.device == device}
+            wanted = {goal.case for goal in op.goals if goal.device == device}
             assert quick or wanted <= set(labels)
+            assert any(case.in_sweep for case in op.cases(device, quick))
 
 
 def test_text_says_who_was_not_timed(

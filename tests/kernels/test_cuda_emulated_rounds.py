@@ -22,7 +22,7 @@ extern "C" const char* gather_inputs(const parasample::GatherInputs* call) {
   return parasample::launch_gather_inputs_cuda(*call, nullptr);
 }
 """
-TABLES = ("guidance", "rescale", "in_coef", "out_coef", "clip")
+TABLES = ("guidance", "rescale", "conversion")
 
 
 class DriftAggregate(ctypes.Structure):

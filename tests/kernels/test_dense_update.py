@@ -56,6 +56,65 @@ def test_a_thousand_dense_steps(random_call, assert_same, face, reference):
     assert_same(run(call, face), run(call, "reference"))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1 << 22, 1), (9, 32, 300, 9), (33, 2, 5001, 33)], ids=label)
+@pytest.mark.parametrize("face", FACES)
+def test_matches_reference_large(random_call, assert_same, face, shape):
+    call = random_call(*shape, torch.float32, torch.bfloat16, True, True)
+    assert_same(run(call, face), run(call, "reference"))
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("alias", [False, True])
+@pytest.mark.parametrize("D", [29, 1032])
+def test_strided_rows_and_samples(random_call, assert_same, face, alias, D):
+    call = random_call(W=8, B=3, D=D, K=8, alias=alias)
+    expected = run(call, "reference")
+
+    def strided(tensor):  # samples outermost, with a gap after each row
+        rows, samples, elements = tensor.shape
+        wide = torch.full((samples, rows, elements + 4), torch.nan, device=device_of(face))
+        return wide[:, :, :elements].transpose(0, 1).copy_(tensor)
+
+    mine = call.clone(device_of(face))
+    mine.states, mine.outputs, mine.noise = strided(call.states), strided(call.outputs), strided(call.noise)
+    mine.anchors = mine.states if alias else strided(call.anchors)
+    assert not mine.states.is_contiguous() and not mine.outputs.is_contiguous()
+    assert_same((mine.states, dense_update(*mine.args()[:13], face=face)), expected)
+    mine = call.clone(device_of(face))
+    mine.outputs = mine.outputs.transpose(0, 2).contiguous().transpose(0, 2)  # strided in D: copied
+    assert_same((mine.states, dense_update(*mine.args()[:13], face=face)), expected)
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("B, D", [(0, 5), (2, 0)])
+def test_nothing_to_do(random_call, face, B, D):
+    call = random_call(W=3, B=2, D=5, K=3)
+    call.states, call.anchors = torch.empty(4, B, D), torch.empty(4, B, D)
+    call.outputs, call.noise = torch.empty(3, B, D), torch.empty(3, B, D)
+    call.begin, call.hold, call.end = call.begin[:B], call.hold[:B], call.end[:B]
+    _, residual = run(call, face)
+    assert residual.shape == (4, B) and not residual.isnan().any()
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("op, K", [(picard_update, 2), (dense_update, 7)], ids=["picard", "dense"])
+def test_everything_in_range_is_written(random_call, assert_same, op, K, face):
+    """States to be overwritten hold NaN, and so does new memory: none may be left."""
+    call = random_call(W=9, B=3, D=1111, K=K, alias=False)
+    call.begin[:], call.hold[:], call.end[:] = 2, 8, 9
+    mine, expected = call.clone(device_of(face)), call.clone()
+    residual = op(*expected.args()[:13], face="reference")
+    mine.states[3:] = torch.nan
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(True)
+        found = op(*mine.args()[:13], face=face)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert mine.states.isfinite().all() and not found.isnan().any()
+    assert_same((mine.states, found), (expected.states, residual))
+
+
 @pytest.mark.parametrize("face", FACES)
 def test_reads_only_what_is_defined(random_call, assert_same, face, reference):
     """NaN wherever nothing may be read: the result must not change."""

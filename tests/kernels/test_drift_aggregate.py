@@ -10,7 +10,7 @@ import torch
 from rounds import DRIFT_ARGUMENTS, FACES, INTERPRETED, NAMES, device_of, drift_call, on
 
 from parasample.kernels import drift_aggregate
-from parasample.kernels.drift_aggregate import KINDS, in_coefficients, out_coefficients
+from parasample.kernels.drift_aggregate import KINDS, conversion_row, in_coefficients, out_coefficients
 
 TOLERANCE = {
     torch.float32: 5e-5,
@@ -50,10 +50,11 @@ def by_hand(call):
             ratio = deviation(row) / deviation(m)
             m = [phi * value * ratio + (1 - phi) * value for value in m]
         if lists["states"]:
-            (a, b), (p, q) = lists["in_coef"][j], lists["out_coef"][j]
-            bound = lists["clip"][j] if lists["clip"] else math.inf
-            pairs = zip(lists["states"][j], m, strict=True)
-            m = [p * x + q * min(max(a * x + b * value, -bound), bound) for x, value in pairs]
+            p, q, a, b, c, low, high = lists["conversion"][j]
+            data = [p * x + q * value for x, value in zip(lists["states"][j], m, strict=True)]
+            cut = [min(max(value, low), high) for value in data]
+            both = zip(lists["states"][j], data, cut, strict=True)
+            m = [a * x + b * clipped + c * (value - clipped) for x, value, clipped in both]
         result.append(m)
     return torch.tensor(result, dtype=torch.float64)
 
@@ -157,12 +158,23 @@ def test_bad_values_propagate(face, where, bad):
 @pytest.mark.parametrize("face", ["reference", *FACES])
 def test_clip_keeps_nan_and_tames_infinity(face):
     call = drift_call(2, 40, parts="guided clipped")
-    call["clip"][:], call["out_coef"][:] = 1.0, torch.tensor([0.0, 1.0])
+    call["conversion"][:, 2:] = torch.tensor([0.0, 1.0, 0.0, -1.0, 1.0])
     call["conditional"] = call["conditional"].clone()
     call["conditional"][0, 3], call["conditional"][0, 30] = math.nan, math.inf
     result = run(call, face)
     assert result[0, 3].isnan() and result[0, 30].abs() == 1
     assert (result.nan_to_num() <= 1).all() and (result.nan_to_num() >= -1).all()
+
+
+@pytest.mark.parametrize("face", ["reference", *FACES])
+def test_what_clipping_cuts_off_counts_only_with_a_weight(face):
+    """An infinite prediction clips to its bound where no weight asks for the rest of it."""
+    call = drift_call(2, 8, parts="clipped")
+    call["conversion"][:] = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, -2.0, 1.0])
+    call["conversion"][1, 4] = -0.5
+    call["conditional"] = torch.tensor([-math.inf, -3, -2, -1, 0, 1, 2, math.inf]).repeat(2, 1)
+    expected = torch.tensor([[-2, -2, -2, -1, 0, 1, 1, 1], [math.inf, -1.5, -2, -1, 0, 1, 0.5, -math.inf]])
+    assert torch.equal(run(call, face), expected)
 
 
 @pytest.mark.parametrize("face", ["reference", *FACES])
@@ -260,9 +272,9 @@ def test_coefficients_convert_every_kind_of_output(kind):
         }
         for target in KINDS:
             tables = in_coefficients(kind, alpha, sigma), out_coefficients(target, alpha, sigma)
-            in_coef, out_coef = (torch.tensor([pair], dtype=torch.float64) for pair in tables)
+            conversion = torch.tensor([conversion_row(*tables)], dtype=torch.float64)
             x = alpha * x0 + sigma * noise
-            result = drift_aggregate(outputs[kind], states=x, in_coef=in_coef, out_coef=out_coef)
+            result = drift_aggregate(outputs[kind], states=x, conversion=conversion)
             torch.testing.assert_close(result, outputs[target])
     with pytest.raises(ValueError, match="kind must be one of"):
         in_coefficients("drift", 1, 1)
@@ -280,10 +292,10 @@ MISTAKES = {
     "states_missing": ("states", lambda t: None, "states"),
     "states_shape": ("states", lambda t: t[:, 1:], "states must have shape"),
     "states_int": ("states", lambda t: t.int(), "states must"),
-    "in_coef_missing": ("in_coef", lambda t: None, "pass all three or none"),
-    "in_coef_shape": ("in_coef", lambda t: t[:, :1], "in_coef must have shape"),
-    "out_coef_dtype": ("out_coef", lambda t: t.bfloat16(), "out_coef must"),
-    "clip_shape": ("clip", lambda t: t[1:], "clip must have shape"),
+    "conversion_missing": ("conversion", lambda t: None, "pass both or neither"),
+    "conversion_shape": ("conversion", lambda t: t[:, :6], "conversion must have shape"),
+    "conversion_dtype": ("conversion", lambda t: t.bfloat16(), "conversion must"),
+    "conversion_strides": ("conversion", lambda t: t.t().contiguous().t(), "contiguous"),
 }
 
 
@@ -299,13 +311,10 @@ def test_bad_argument(face, mistake):
 
 
 @pytest.mark.parametrize("face", ["reference", "cpu"])
-@pytest.mark.parametrize("name, alone", [("rescale", "guided"), ("clip", "conversion")])
-def test_argument_that_needs_another(face, name, alone):
-    call = drift_call(3, 8, parts="" if alone == "guided" else "guided")
-    if alone == "conversion":
-        call["states"] = call["in_coef"] = call["out_coef"] = None
-    call[name] = torch.ones(3)
-    with pytest.raises(ValueError, match=f"{name} must have"):
+def test_rescale_needs_guidance(face):
+    call = drift_call(3, 8, parts="")
+    call["rescale"] = torch.ones(3)
+    with pytest.raises(ValueError, match="rescale must have"):
         drift_aggregate(**call, face=face)
 
 

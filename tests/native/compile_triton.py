@@ -34,7 +34,7 @@ DRIFT_VARIANTS = [  # accumulated in, stored as
     (tl.float32, "fp32"),
     (tl.float64, "fp64"),
 ]
-DRIFT_FLAGS = {"GUIDED": True, "RESCALED": True, "CONVERTED": True, "CLIPPED": True, "CHUNKS": 64}
+DRIFT_FLAGS = {"GUIDED": True, "RESCALED": True, "CONVERTED": True, "CHUNKS": 64}
 ROWS = (
     "conditional_ptr", "unconditional_ptr", "states_ptr", "anchors_ptr", "outputs_ptr", "noise_ptr",
     "directions_ptr",

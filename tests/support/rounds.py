@@ -16,9 +16,7 @@ DRIFT_ARGUMENTS = (
     "guidance",
     "rescale",
     "states",
-    "in_coef",
-    "out_coef",
-    "clip",
+    "conversion",
 )
 FACES = [
     "cpu",
@@ -64,11 +62,14 @@ def drift_call(
         call["rescale"] = rescale.to(real) if n > 1 else torch.full((n,), 0.7, dtype=real)
     if states_dtype is not None:
         call["states"] = normal(n, D).to(states_dtype)
-        call["in_coef"], call["out_coef"] = normal(n, 2).to(real), normal(n, 2).to(real)
-        if "clipped" in parts:
-            clip = 0.5 + torch.rand(n, generator=g)
-            clip[1::3] = torch.inf
-            call["clip"] = clip.to(real)
+        conversion = normal(n, 7)  # (p, q, a, b, c, low, high)
+        bounds = torch.rand(n, 2, generator=g, dtype=torch.float64)
+        conversion[:, 5], conversion[:, 6] = -0.3 - bounds[:, 0], 0.1 + bounds[:, 1]
+        conversion[::2, 4] = 0  # rows that step along the clipped prediction alone
+        conversion[1::5, 5], conversion[2::5, 6] = -torch.inf, torch.inf  # bounded on one side
+        unbounded = slice(3, None, 5) if "clipped" in parts else slice(None)
+        conversion[unbounded, 5], conversion[unbounded, 6] = -torch.inf, torch.inf
+        call["conversion"] = conversion.to(real)
     return call
 
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from parasample.bridge.schedulers.chain import probe_chain
-from parasample.bridge.schedulers.clipping import ClippedOutput
 from parasample.bridge.schedulers.fingerprint import Cache, fingerprint
 from parasample.bridge.schedulers.intercept import Unreadable, working_copy
 from parasample.bridge.schedulers.marginals import read_marginals
@@ -25,6 +24,7 @@ from parasample.bridge.schedulers.probe import Probe, probe_steps
 from parasample.bridge.schedulers.verify import verify
 from parasample.errors import ConfigError, UnsupportedPipelineError
 from parasample.plan.table import AffineTable, posterior_variance
+from parasample.runtime.clipping import ClippedOutput
 
 __all__ = ["NoiseSource", "ReadScheduler", "read_scheduler"]
 
@@ -154,9 +154,7 @@ def _tabulate(scheduler: Any, begin: int, probe: Probe) -> tuple[AffineTable, Cl
     to_output = None
     x0_state, x0_output = x0
     if probe.clip is not None:
-        bounds = probe.clip.bounds
-        owner = working_copy(scheduler, None)
-        clip = owner._threshold_sample if bounds is None else (lambda prediction: prediction.clamp(*bounds))
+        clip = probe.clip.numbers() or working_copy(scheduler, None)._threshold_sample
         to_output = ClippedOutput(x0_state, x0_output, *probe.weights, clip)
         # y is D, but where the weights cancel y is what clipping cuts off, and D is about x / alpha.
         x0_state = torch.where(torch.stack(probe.weights).sum(dim=0) < 0.5, 1 / alpha[:-1], 0.0)

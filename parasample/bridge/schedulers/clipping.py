@@ -1,10 +1,12 @@
-"""Schedulers that clip their data prediction: a table in terms of the clipped one, and how to make it."""
+"""Schedulers that clip their data prediction: how they clip, and a table in terms of what comes of it.
+
+`parasample.runtime.clipping` makes the clipped prediction itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,56 +24,14 @@ class Clip:
 
     bounds: tuple[Any, Any] | None
 
-
-@dataclass(frozen=True)
-class ClippedOutput:
-    """y = clipped clip(D) + unclipped D with D = x0_state x + x0_output m, per item of a batch.
-
-    The weights are 1 and 0 for schedulers that use the clipped prediction alone. DDIM without
-    `use_clipped_model_output` steps along the unclipped noise as well, which in this form is a weight above 1
-    and one below 0 that add up to 1: y is D wherever nothing clips.
-
-    Attributes:
-        x0_state, x0_output, clipped, unclipped: [T] float64 on the CPU.
-        clip: the scheduler's own clipping of D [n, ...], each item by itself: a clamp or its
-            `_threshold_sample` (dynamic thresholding, arXiv 2205.11487, section 2.3).
-    """
-
-    x0_state: Tensor
-    x0_output: Tensor
-    clipped: Tensor
-    unclipped: Tensor
-    clip: Callable[[Tensor], Tensor]
-    _cache: dict[tuple[torch.device, torch.dtype], Tensor] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    def __call__(self, output: Tensor, state: Tensor, steps: Tensor) -> Tensor:
-        """y [n, ...] of raw outputs [n, ...] at states [n, ...] of table steps [n] (int64).
-
-        Made and returned in float32, or float64 where an argument has it: large weights magnify rounding.
-        """
-        dtype = torch.promote_types(torch.promote_types(output.dtype, state.dtype), torch.float32)
-        coefficients = self._coefficients(output.device, dtype)[:, steps.to(output.device)]
-        p, q, clipped, unclipped = coefficients.reshape(4, -1, *(1,) * (output.ndim - 1))  # [n, 1, ...] each
-        prediction = p * state.to(dtype) + q * output.to(dtype)
-        result = self.clip(prediction)
-        if not self._mixes:
-            return result
-        # clip(D) - D first: it is exactly 0 where nothing clips, whatever the weight.
-        return (clipped + unclipped) * prediction + clipped * (result - prediction)
-
-    @cached_property
-    def _mixes(self) -> bool:
-        return bool(self.unclipped.any())
-
-    def _coefficients(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """[4, T] of (x0_state, x0_output, clipped, unclipped), moved once per device and dtype."""
-        key = (device, dtype)
-        if key not in self._cache:
-            rows = torch.stack((self.x0_state, self.x0_output, self.clipped, self.unclipped))
-            self._cache[key] = rows.to(device, dtype)
-        return self._cache[key]
+    def numbers(self) -> tuple[float, float] | None:
+        """(lowest, highest), infinite on a side that is open; None for `_threshold_sample`."""
+        if self.bounds is None:
+            return None
+        low, high = self.bounds
+        if any(isinstance(bound, Tensor) and bound.numel() != 1 for bound in self.bounds):
+            raise Unreadable("it clips every element to bounds of its own")
+        return (-math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
 def unit_weights(steps: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from parasample.cli.pictures import ACCENT, FAINT, INK, STYLE
 LOOKS = {
     "parasample": (ACCENT, "o"), "triton": ("#e07bb0", "P"), "reference": ("#b9b9c2", "x"),
     "eager": (INK, "^"), "published": ("#3b7dd8", "s"),
-    "compile, cumsum": ("#1f9d8a", "v"), "compile, rows": ("#e0912f", "D"),
+    "compile": ("#1f9d8a", "v"), "compile, cumsum": ("#1f9d8a", "v"), "compile, rows": ("#e0912f", "D"),
 }  # fmt: skip
 OTHER = ("#8a63c9", "h")
 
@@ -55,16 +55,22 @@ def roofline_figure(op: Op, rows: list[dict[str, Any]], ceilings: dict[str, Any]
     intensities = {row["kind"]: row["flops"] / row["bytes"] for row in shown}
     ridge = peak / bandwidth
     left, right = min([*intensities.values(), ridge]) / 1.6, max([*intensities.values(), ridge]) * 4
-    bottom = min(_gflop_per_s(row) for row in shown) / 12  # room for the kinds' names
+    bottom = min(_gflop_per_s(row) for row in shown) / 3  # room for the kinds' numbers
     with plt.rc_context(STYLE):
         subtitle = f"{ceilings['device']}; fastest shape of each kind, out of cache"
         figure, axes = _start(f"{op.name} under the roofline", subtitle)
         axes.plot([left, ridge, right], [bandwidth * left, peak, peak], color=INK, lw=1.4)
-        for kind, intensity in intensities.items():
-            roof = min(bandwidth * intensity, peak)
-            axes.plot([intensity] * 2, [bottom, roof], color="#d9d9df", lw=0.9, zorder=0)
-            axes.annotate(kind, (intensity, bottom), (-2, 4), textcoords="offset points", fontsize=8,
-                          color=FAINT, rotation=90, ha="right", va="bottom")  # fmt: skip
+        kinds = sorted(intensities, key=intensities.__getitem__)
+        label, gap = left, (right / left) ** 0.022  # at least so far apart, or numbers would overlap
+        for number, kind in enumerate(kinds, 1):
+            intensity = intensities[kind]
+            roof, label = min(bandwidth * intensity, peak), max(intensity, label * gap)
+            corner = [bottom, bottom * 1.25, bottom * 1.55, roof]
+            axes.plot([label, label, intensity, intensity], corner, color="#d9d9df", lw=0.9, zorder=0)
+            axes.annotate(f"{number}", (label, bottom), (0, 5), textcoords="offset points", fontsize=8.5,
+                          color=INK, ha="center", bbox={"fc": "white", "ec": "none", "pad": 0.3})  # fmt: skip
+        named = "\n".join(f"{number}  {kind}" for number, kind in enumerate(kinds, 1))
+        figure.text(0.765, 0.13, named, fontsize=8.5, color=FAINT, va="bottom", linespacing=1.5)
         for name in _names(shown):
             colour, marker = LOOKS.get(name, OTHER)
             own = [row for row in shown if row["contender"] == name]

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from parasample.cli.bench.kernels import ops
+from parasample.kernels import faces
 
 Call = Callable[[], Any]
+Build = Callable[[Any], Call]
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}  # by the tag that cases have
+FACES = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}  # in the order of "auto"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Contender:
     """
 
     name: str
-    build: Callable[[Any], Call]
+    build: Build
     baseline: str | None = None
 
 
@@ -116,6 +120,13 @@ class Op(ABC):
     @abstractmethod
     def tolerances(self, case: Case) -> dict[str, float]:
         """Largest error of each result: RMS over its last dimension, relative to the expected RMS."""
+
+
+def faces_to_time(op: str, device: torch.device, build: Callable[[str], Build]) -> list[Contender]:
+    """An op's own contenders: "auto" under the name of parasample, and the faces that it did not choose."""
+    available = {status.face for status in faces() if status.op == op and status.available}
+    others = [face for face in FACES[device.type] if face in available][1:]  # "auto" is the first
+    return [Contender("parasample", build("auto")), *(Contender(face, build(face)) for face in others)]
 
 
 def find_ops() -> list[Op]:

@@ -14,12 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parasample.cli.bench.kernels.registry import Call, Case, Contender, Goal, Op
-from parasample.kernels import faces, picard_update
+from parasample.cli.bench.kernels.registry import DTYPES, Call, Case, Contender, Goal, Op, faces_to_time
+from parasample.kernels import picard_update
 
-TAGS = {torch.float32: "f32", torch.bfloat16: "bf16"}
-DTYPES = {tag: dtype for dtype, tag in TAGS.items()}
-FACES = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}  # in the order of "auto"
 # Errors of rows of states and of residuals. bfloat16 keeps 8 bits: eager torch rounds every drift to it.
 TOLERANCES = {"f32": (1e-5, 1e-4), "bf16": (2e-2, 5e-2)}
 
@@ -135,10 +132,7 @@ class PicardUpdate(Op):
         return W * B * D * (2 * terms + 3)  # and the change: subtract, square, add
 
     def contenders(self, case: Case, device: torch.device) -> list[Contender]:
-        available = {status.face for status in faces() if status.op == self.name and status.available}
-        others = [face for face in FACES[device.type] if face in available][1:]  # "auto" is the first
-        found = [Contender("parasample", _ours("auto")), *(Contender(face, _ours(face)) for face in others)]
-        found.append(Contender("eager", eager, "eager"))
+        found = [*faces_to_time(self.name, device, _ours), Contender("eager", eager, "eager")]
         if case.settings["K"] == 1:
             found.append(Contender("published", published, "published"))
         if case.compiled:
