@@ -102,6 +102,16 @@ def unet_motion() -> Case:
     return model, (randn(2, 4, 3, 8, 8), torch.tensor(7), randn(6, 5, 32)), {"return_dict": False}
 
 
+def unet_motion_controlnet() -> Case:
+    model, args, kwargs = unet_motion()
+    down = [randn(6, 32, 8, 8), randn(6, 32, 8, 8), randn(6, 32, 4, 4), randn(6, 64, 4, 4)]
+    residuals = {
+        "down_block_additional_residuals": down,
+        "mid_block_additional_residual": randn(6, 64, 4, 4),
+    }
+    return model, args, kwargs | residuals
+
+
 def unet_svd() -> Case:
     model = build(
         "UNetSpatioTemporalConditionModel", sample_size=8, block_out_channels=WIDTHS, num_frames=2,
@@ -219,6 +229,7 @@ DENOISERS: dict[str, Callable[[], Case]] = {
     "SDXL": unet_sdxl,
     "UNet2D": unet_unconditional,
     "AnimateDiff": unet_motion,
+    "AnimateDiff-ControlNet": unet_motion_controlnet,
     "SVD": unet_svd,
     "SD3": sd3,
     "FLUX": flux,

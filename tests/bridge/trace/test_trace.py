@@ -67,3 +67,25 @@ def test_every_listed_input_is_read(name: str) -> None:
         assert has_nan(outputs[reader]), (
             f"{graph.blocks[reader].label} does not read {graph.blocks[source].label}"
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "reader", "source"),
+    [
+        ("SVD", "up_blocks.1", "conv_in"),
+        ("AnimateDiff-ControlNet", "up_blocks.1", "conv_in"),
+        ("HunyuanDiT", "blocks.4", "blocks.1"),
+    ],
+)
+def test_skip_connections_are_found(name: str, reader: str, source: str) -> None:
+    """From one end of the denoiser to the other, past all that lies between."""
+    _, graph, _ = traced(name)
+
+    def inside(label: str, module: str) -> bool:
+        return label == module or label.startswith(f"{module}.")
+
+    assert any(
+        inside(block.name, reader) and inside(graph.blocks[index].name, source)
+        for block in graph.blocks
+        for index in block.inputs
+    )
