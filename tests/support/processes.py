@@ -73,6 +73,6 @@ def _serve(jobs: Jobs, rank: int, size: int, rendezvous: Path, results: Path) ->
         except Exception as error:
             answers[name] = {"error": type(error).__name__, "message": str(error)}
         answers[name]["seconds"] = time.perf_counter() - began
-    torch.save(answers, results)
+        torch.save(answers, results)  # what was found is there even if the next one hangs
     if size > 1 and dist.is_initialized():
         dist.destroy_process_group()
