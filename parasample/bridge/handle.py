@@ -58,6 +58,7 @@ class Handle(ABC):
         self._run: MethodRun | None = None
         self._stats = Stats()
         self._ranks = default_ranks() if ranks is None else ranks
+        self._modules = modules
         self._check(modules)
         self._wrapped = wrap_scheduler(scheduler, self)
         self._denoisers: list[Denoiser] = [self._wrap(name, module) for name, module in modules.items()]
@@ -120,6 +121,14 @@ class Handle(ABC):
                 "the scheduler that the pipeline had was changed after parallelize; call handle.restore(), "
                 "change it, then parallelize again"
             )
+        now = _components(self.pipe)
+        for name, module in self._modules.items():
+            found = now.get(name)
+            if getattr(found, "_orig_mod", found) is not module:  # compiling it replaces nothing
+                raise ConfigError(
+                    f"the pipeline's {name} was replaced by a {type(found).__name__} after parallelize; call "
+                    "handle.restore(), set it, then parallelize again"
+                )
         self._run = self._new_run(scheduler)
 
     @property

@@ -55,6 +55,11 @@ class ReplacedForward:
             self.module.__dict__.pop("forward", None)
 
 
+def compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled as a whole: by `torch.compile(module)` or `module.compile()`."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
 def _replacement(forward: Any) -> ReplacedForward | None:
     """The replacement whose call a module's forward is, if it is one."""
     owner = getattr(forward, "__self__", None)

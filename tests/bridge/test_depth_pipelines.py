@@ -1,6 +1,6 @@
 """Unmodified pipelines in depth: all ranks played in one process, which gives the same numbers.
 
-Also adapters that come and go, and blocks compiled before.
+Also adapters that come and go.
 """
 
 from __future__ import annotations
@@ -127,44 +127,3 @@ def test_a_block_removed_between_calls() -> None:
         pipe.unet.mid_block = taken
         assert torch.equal(run(pipe, call), whole) and not torch.equal(without, whole)
     assert all("forward" not in module.__dict__ for module in pipe.unet.modules())
-
-
-# ---------------------------------------------------------------------- compiled blocks
-
-
-def compile_repeated(pipe: Any) -> None:
-    pipe.unet.compile_repeated_blocks(backend="eager", dynamic=False)
-
-
-def compile_each(pipe: Any) -> None:
-    for block in (*pipe.unet.down_blocks, *pipe.unet.up_blocks):
-        block.compile(backend="eager")
-
-
-@pytest.mark.parametrize("compiled", [compile_repeated, compile_each])
-def test_compiled_blocks(compiled: Any) -> None:
-    torch.manual_seed(0)
-    pipe, call = stable_diffusion()
-    config: dict[str, Any] = {"split": SPLIT, "extrapolate": None}
-    eager, expected = run(pipe, call), emulated(pipe, call, 2, **config)
-    compiled(pipe)
-    before = {name: module._compiled_call_impl for name, module in pipe.unet.named_modules()}
-    assert any(before.values())
-    assert torch.equal(emulated(pipe, call, 2, **config), expected)
-    assert {name: module._compiled_call_impl for name, module in pipe.unet.named_modules()} == before
-    assert torch.equal(run(pipe, call), eager)
-
-
-def test_compiled_blocks_keep_their_backend() -> None:
-    used = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        used.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()  # past its limit of recompilations, which other tests use up, it compiles no more
-    torch.manual_seed(0)
-    pipe, call = stable_diffusion()
-    pipe.unet.mid_block.resnets[0].compile(backend=backend)
-    emulated(pipe, call, 2, split=SPLIT)
-    assert used

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from typing import Any
-
 import pytest
 import torch
-from depth_script import answer
-
-TIMEOUT_S = 120  # of a group of processes; a hang is what it is there to catch
-
-Answers = list[dict[str, dict[str, Any]]]
+from depth_script import jobs
+from processes import Answers, in_processes
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=lambda size: f"ranks{size}")
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    """What each rank answered. Forked, because importing diffusers takes longer than the jobs."""
-    folder, size = tmp_path_factory.mktemp("depth"), request.param
-    context = multiprocessing.get_context("fork")
-    results = [folder / f"result-{rank}.pt" for rank in range(size)]
-    processes = [
-        context.Process(target=answer, args=(rank, size, folder / "rendezvous", results[rank]))
-        for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(TIMEOUT_S)
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.exitcode for process in processes] == [0] * size, "a rank hung or crashed"
-    return [torch.load(path, weights_only=False) for path in results]
+    return in_processes(jobs(request.param), request.param, tmp_path_factory.mktemp("depth"))
 
 
 GOOD = ["warm-up-all", "published", "stride", "linear", "latents", "nested", "nested-stride", "two-calls"]

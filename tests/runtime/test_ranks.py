@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rank_script import FAULTS, JOBS, answer
+from processes import Answers, in_processes
+from rank_script import FAULTS, JOBS
 
-TIMEOUT_S = 60  # of a group of processes; a hang is what it is there to catch
 SIZES = [2, 3, 4]
-
-Answers = list[dict[str, dict[str, Any]]]
-
-
-def spawn(size: int, folder: Path) -> Answers:
-    """What each rank answered. Forked, because importing diffusers takes longer than the jobs."""
-    context = multiprocessing.get_context("fork")
-    results = [folder / f"result-{rank}.pt" for rank in range(size)]
-    processes = [
-        context.Process(target=answer, args=(rank, size, folder / "rendezvous", results[rank]))
-        for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(TIMEOUT_S)
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.exitcode for process in processes] == [0] * size, "a rank hung or crashed"
-    return [torch.load(path, weights_only=False) for path in results]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return spawn(1, tmp_path_factory.mktemp("alone"))[0]
+    return in_processes(JOBS, 1, tmp_path_factory.mktemp("alone"))[0]
 
 
 @pytest.fixture(scope="module", params=SIZES, ids=lambda size: f"ranks{size}")
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    return spawn(request.param, tmp_path_factory.mktemp("together"))
+    return in_processes(JOBS | FAULTS, request.param, tmp_path_factory.mktemp("together"))
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from typing import Any
-
 import pytest
 import torch
-from sharded_script import answer
-
-TIMEOUT_S = 150  # of a group of processes; a hang is what it is there to catch
-Answers = list[dict[str, dict[str, Any]]]
+from processes import Answers, in_processes
+from sharded_script import jobs
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    """What each of two ranks answered. Forked, because importing diffusers takes longer than the jobs."""
-    folder, size = tmp_path_factory.mktemp("sharded"), 2
-    context = multiprocessing.get_context("fork")
-    results = [folder / f"result-{rank}.pt" for rank in range(size)]
-    processes = [
-        context.Process(target=answer, args=(rank, size, folder / "rendezvous", results[rank]))
-        for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(TIMEOUT_S)
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.exitcode for process in processes] == [0] * size, "a rank hung or crashed"
-    return [torch.load(path, weights_only=False) for path in results]
+    return in_processes(jobs(), 2, tmp_path_factory.mktemp("sharded"))
 
 
 EXACT = ["warm-up-all", "transformer", "two-calls"]

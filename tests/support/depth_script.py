@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,20 +118,3 @@ def jobs(size: int) -> dict[str, Any]:
         "wrong-ranks": lambda rank: sample("StableDiffusion", ps.Async(size + 1)),
         "broken": lambda rank: broken_on(size - 1),
     }  # fmt: skip
-
-
-def answer(rank: int, size: int, rendezvous: Path, results: Path) -> None:
-    """Run all jobs as one of `size` processes and save what was found, or the errors."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size,
-        timeout=datetime.timedelta(seconds=30),
-    )  # fmt: skip
-    answers: dict[str, Any] = {}
-    for name, job in jobs(size).items():
-        try:
-            answers[name] = job(rank)
-        except Exception as error:
-            answers[name] = {"error": type(error).__name__, "message": str(error)}
-        torch.save(answers, results)
-    dist.destroy_process_group()

@@ -131,22 +131,78 @@ def pixart() -> tuple[Any, dict[str, Any]]:
     return pipe, call | masks
 
 
-def wan() -> tuple[Any, dict[str, Any]]:
-    transformer = diffusers.WanTransformer3DModel(
+def _wan_transformer() -> Any:
+    return _shaken(diffusers.WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8, freq_dim=16,
         ffn_dim=48, num_layers=3, rope_max_seq_len=32,
-    )  # fmt: skip
+    ))  # fmt: skip
+
+
+def wan(**parts: Any) -> tuple[Any, dict[str, Any]]:
     vae = diffusers.AutoencoderKLWan(
         base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4, temperal_downsample=[False, True, True],
     )  # fmt: skip
     pipe = diffusers.WanPipeline(
-        tokenizer=None, text_encoder=None, vae=vae.eval(), transformer=_shaken(transformer),
+        tokenizer=None, text_encoder=None, vae=vae.eval(), transformer=_wan_transformer(),
         scheduler=diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
+        **parts,
     )  # fmt: skip
     return pipe, _sd_call(1, height=64, width=64, num_frames=5, guidance_scale=4.0)
+
+
+def wan_two_transformers() -> tuple[Any, dict[str, Any]]:
+    """As Wan 2.2: one transformer for much noise, another from the middle on."""
+    return wan(transformer_2=_wan_transformer(), boundary_ratio=0.8)
+
+
+def cogvideox() -> tuple[Any, dict[str, Any]]:
+    transformer = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, time_embed_dim=8,
+        text_embed_dim=8, num_layers=3, sample_width=8, sample_height=8, sample_frames=9, patch_size=2,
+        max_text_seq_length=5,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )  # fmt: skip
+    pipe = diffusers.CogVideoXPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae.eval(),
+        transformer=_shaken(transformer),
+        scheduler=diffusers.CogVideoXDDIMScheduler(),
+    )
+    return pipe, _sd_call(1, height=64, width=64, num_frames=9, guidance_scale=4.0)
+
+
+def sana() -> tuple[Any, dict[str, Any]]:
+    transformer = diffusers.SanaTransformer2DModel(
+        patch_size=1, in_channels=4, out_channels=4, num_layers=3, num_attention_heads=2,
+        attention_head_dim=8, num_cross_attention_heads=2, cross_attention_head_dim=8,
+        cross_attention_dim=16, caption_channels=8, sample_size=8,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderDC(
+        in_channels=3, latent_channels=4, attention_head_dim=2,
+        encoder_block_types=("ResBlock", "ResBlock"), decoder_block_types=("ResBlock", "ResBlock"),
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()),
+        encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), downsample_block_type="conv",
+        upsample_block_type="interpolate", decoder_norm_types="rms_norm", decoder_act_fns="silu",
+    )  # fmt: skip
+    pipe = diffusers.SanaPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae.eval(),
+        transformer=_shaken(transformer),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    masks = {"prompt_attention_mask": torch.ones(1, 5), "negative_prompt_attention_mask": torch.ones(1, 5)}
+    call = _sd_call(1, height=32, width=32, guidance_scale=4.0, use_resolution_binning=False)
+    return pipe, call | {"negative_prompt": None} | masks
 
 
 MORE_PIPELINES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
@@ -156,5 +212,8 @@ MORE_PIPELINES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "AnimateDiff": animatediff,
     "StableVideoDiffusion": stable_video,
     "PixArt": pixart,
+    "Sana": sana,
     "Wan": wan,
+    "Wan-two-transformers": wan_two_transformers,
+    "CogVideoX": cogvideox,
 }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from processes import Killed
 from tiny_pipelines import run, stable_diffusion
 from toy import make_scheduler, mixture_epsilon, noise, seeded, start
 
@@ -45,10 +44,6 @@ def nan_on(rank: int) -> Any:
     return model
 
 
-class Killed(Exception):
-    pass
-
-
 def failing_on(rank: int) -> Any:
     def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         if dist.get_rank() == rank:
@@ -81,22 +76,3 @@ FAULTS = {
     "nan-on-last": lambda rank: solve("ddim", ps.Picard(4, 0), model=nan_on(dist.get_world_size() - 1)),
     "dead-rank": lambda rank: solve("ddim", ps.Picard(4, 0), model=failing_on(dist.get_world_size() - 1)),
 }
-
-
-def answer(rank: int, size: int, rendezvous: Path, results: Path) -> None:
-    """Run all jobs as one of `size` Gloo processes (alone for 1) and save what was found, or the errors."""
-    torch.set_num_threads(1)
-    if size > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size,
-            timeout=datetime.timedelta(seconds=30),
-        )  # fmt: skip
-    answers: dict[str, Any] = {}
-    for name, job in (JOBS | FAULTS if size > 1 else JOBS).items():
-        try:
-            answers[name] = job(rank)
-        except Exception as error:
-            answers[name] = {"error": type(error).__name__, "message": str(error)}
-        torch.save(answers, results)
-        if name == "dead-rank" and rank == size - 1:
-            break  # it ends, as a process that was killed does

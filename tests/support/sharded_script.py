@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import gc
 from pathlib import Path
 from typing import Any
@@ -179,35 +178,18 @@ def jobs() -> dict[str, Any]:
     """By name, for a group of two ranks."""
     all_steps = {"warm_up": 100, "shard_weights": True}  # more than there are
     return {
-        "warm-up-all": lambda: sample("StableDiffusion", ps.Async(2, split=NESTED, **all_steps)),
-        "transformer": lambda: sample("StableDiffusion3", ps.Async(2, **all_steps)),
-        "two-calls": lambda: sample("Flux-true-cfg", ps.Async(2, **all_steps)),
-        "ahead": lambda: sample("StableDiffusion3", ps.Async(2, warm_up=2, shard_weights=True)),
-        "stride": lambda: sample("StableDiffusion3", ps.Async(1, stride=2, shard_weights=True)),
-        "published": lambda: unsharded({"split": NESTED_LAYERS, "extrapolate": None}),
-        "linear": lambda: unsharded({"split": LAYERS, "extrapolate": "linear", "warm_up": 2}),
-        "nested-ahead": lambda: unsharded({"split": NESTED_LAYERS, "extrapolate": "latents"}),
-        "found-late-ahead": lambda: found_late(SPLIT, "QUIET_BATCHES_AHEAD", 0, 1.0),
-        "found-late-stale": lambda: found_late(NESTED, "NOISY_STEPS_AHEAD", 0, 1.0),
-        "sizes": sizes_change,
-        "broken-first-step": lambda: broken_on(1, 1),
-        "broken-later": lambda: broken_on(0, 4),
-        "memory": memory,
+        "warm-up-all": lambda rank: sample("StableDiffusion", ps.Async(2, split=NESTED, **all_steps)),
+        "transformer": lambda rank: sample("StableDiffusion3", ps.Async(2, **all_steps)),
+        "two-calls": lambda rank: sample("Flux-true-cfg", ps.Async(2, **all_steps)),
+        "ahead": lambda rank: sample("StableDiffusion3", ps.Async(2, warm_up=2, shard_weights=True)),
+        "stride": lambda rank: sample("StableDiffusion3", ps.Async(1, stride=2, shard_weights=True)),
+        "published": lambda rank: unsharded({"split": NESTED_LAYERS, "extrapolate": None}),
+        "linear": lambda rank: unsharded({"split": LAYERS, "extrapolate": "linear", "warm_up": 2}),
+        "nested-ahead": lambda rank: unsharded({"split": NESTED_LAYERS, "extrapolate": "latents"}),
+        "found-late-ahead": lambda rank: found_late(SPLIT, "QUIET_BATCHES_AHEAD", 0, 1.0),
+        "found-late-stale": lambda rank: found_late(NESTED, "NOISY_STEPS_AHEAD", 0, 1.0),
+        "sizes": lambda rank: sizes_change(),
+        "broken-first-step": lambda rank: broken_on(1, 1),
+        "broken-later": lambda rank: broken_on(0, 4),
+        "memory": lambda rank: memory(),
     }
-
-
-def answer(rank: int, size: int, rendezvous: Path, results: Path) -> None:
-    """Run all jobs as one of `size` processes and save what was found, or the errors."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size,
-        timeout=datetime.timedelta(seconds=30),
-    )  # fmt: skip
-    answers: dict[str, Any] = {}
-    for name, job in jobs().items():
-        try:
-            answers[name] = job()
-        except Exception as error:
-            answers[name] = {"error": type(error).__name__, "message": str(error)}
-        torch.save(answers, results)
-    dist.destroy_process_group()

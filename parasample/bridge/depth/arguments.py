@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from parasample.bridge.denoiser import TIMESTEP_ARGUMENTS
 from parasample.bridge.timesteps import TracedTimestep, untraced
-from parasample.config import Async
 from parasample.errors import UnsupportedPipelineError
-from parasample.runtime.transports import Ranks
 
 if TYPE_CHECKING:
     from parasample.bridge.depth.denoiser import DepthDenoiser
@@ -65,33 +63,3 @@ def with_states(latents: Tensor, states: Tensor) -> Tensor:
     if latents.shape[1] == states.shape[1]:
         return repeated
     return torch.cat([repeated, latents[:, states.shape[1] :]], dim=1)
-
-
-def require_same_call(
-    ranks: Ranks, denoiser: DepthDenoiser, arguments: dict[str, Any], timesteps: Tensor | None, config: Async
-) -> None:
-    """Raise ConfigError on every rank unless all of them make the same call.
-
-    `timesteps` are those of the run at its first call, None after it.
-    """
-    if ranks.size == 1:
-        return
-    if timesteps is not None:
-        ranks.require_same("the method", _bits(repr(config)))
-        ranks.require_same("the schedule", timesteps.double())
-    latents = arguments[denoiser.latents_name]
-    changed = torch.tensor([denoiser.changed], dtype=torch.uint8)
-    ranks.require_same("whether the denoiser's modules were changed since the last call", changed)
-    ranks.require_same("the shape of the latents", _bits(f"{latents.shape} {latents.dtype}".ljust(80)))
-    ranks.require_same("the tensor of latents", latents)
-    rest = tree_leaves({name: value for name, value in arguments.items() if name != denoiser.latents_name})
-    tensors = [leaf for leaf in rest if isinstance(leaf, Tensor)]
-    content = [
-        leaf.detach().contiguous().reshape(-1).view(torch.uint8).cpu() for leaf in tensors if leaf.numel()
-    ]
-    shapes = _bits(repr([(leaf.shape, leaf.dtype) for leaf in tensors]))
-    ranks.require_same("the prompt or other conditioning", torch.cat([shapes, *content]))
-
-
-def _bits(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from parasample.bridge.depth.agreement import on_every_rank, text_bits
 from parasample.bridge.trace import trace
 from parasample.bridge.trace.tensors import on_meta
 from parasample.config import Async
@@ -55,11 +56,12 @@ class Cut:
     ) -> None:
         self.denoiser, self.weights = denoiser, weights
         costs: Literal["time", "flops"] = "flops" if emulated else "time"
-        self.graph: BlockGraph = (
-            trace(denoiser, (), call, costs=costs) if weights is None else _trace_meta(weights, call)
+        self.graph: BlockGraph = on_every_rank(
+            ranks,
+            lambda: trace(denoiser, (), call, costs=costs) if weights is None else _trace_meta(weights, call),
         )
-        names = repr([(block.name, block.call) for block in self.graph.blocks]).encode()
-        ranks.require_same("the denoiser's structure", torch.frombuffer(bytearray(names), dtype=torch.uint8))
+        names = repr([(block.name, block.call, block.inputs) for block in self.graph.blocks])
+        ranks.require_same("the denoiser's structure", text_bits(names))
         self.split = _of_first_rank(_split(self.graph, config, noisy, emulated), ranks)
         self.blocks = SplitDenoiser(denoiser, self.graph)
 

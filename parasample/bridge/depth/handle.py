@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from parasample.bridge.depth.agreement import text_bits
 from parasample.bridge.depth.denoiser import DepthDenoiser
 from parasample.bridge.depth.run import DepthRun
 from parasample.bridge.handle import Handle
 from parasample.config import Async
 from parasample.errors import ConfigError
 from parasample.plan.schedule import Schedule
+from parasample.runtime.forward import compiled
 from parasample.runtime.sharding import require_shardable
 
 
@@ -41,6 +43,7 @@ class AsyncHandle(Handle):
         return self._run.schedules if isinstance(self._run, DepthRun) else []
 
     def _check(self, modules: dict[str, nn.Module]) -> None:
+        self._ranks.require_same("the method", text_bits(repr(self.config)))
         expected, found = self.config.num_ranks, self._ranks.size
         if self.emulated and found != 1:
             raise ConfigError(f"emulated=True plays all ranks in one process, found {found}; start one")
@@ -60,15 +63,20 @@ class AsyncHandle(Handle):
         for name, module in modules.items():
             if self.config.shard_weights:
                 require_shardable(module)
-            if hasattr(module, "_orig_mod"):
-                raise ConfigError(
-                    f"{name} is compiled as a whole, so that its blocks cannot be told apart; compile its "
-                    f"blocks "
-                    f"instead (pipe.{name}.compile_repeated_blocks()), or parallelize before compiling"
-                )
+            _refuse_compiled(name, module)
 
     def _wrap(self, name: str, module: nn.Module) -> DepthDenoiser:
         return DepthDenoiser(name, module, self._current_run)  # type: ignore[arg-type]
 
     def _new_run(self, scheduler: Any) -> DepthRun:
+        for name in self._modules:
+            _refuse_compiled(name, getattr(self.pipe, name))
         return DepthRun(scheduler, self.config, self._denoisers, self._ranks, self.emulated)  # type: ignore[arg-type]
+
+
+def _refuse_compiled(name: str, denoiser: nn.Module) -> None:
+    if compiled(denoiser):
+        raise ConfigError(
+            f"{name} is compiled as a whole, so that its blocks cannot be told apart; compile its blocks "
+            f"instead, before parallelize: pipe.{name}.compile_repeated_blocks()"
+        )

@@ -27,10 +27,10 @@ Sites = list[tuple[DepthDenoiser, Site]]
 
 
 def read_for(
-    config: Async, scheduler: Any, first_index: int, call: StepCall, sites: Sites
+    config: Async, scheduler: Any, first_index: int, call: StepCall, sites: Sites, row: int = 0
 ) -> tuple[ReadScheduler | None, str]:
     """The scheduler's recurrence where it can be read, and why latents cannot be predicted ("" where they
-    can).
+    can). `call` is that of step `row` of the run.
     """
     if config.extrapolate is None or config.num_ranks == 1:
         return None, "nothing is extrapolated"
@@ -38,7 +38,7 @@ def read_for(
         read = read_scheduler(scheduler, begin_index=first_index, step_kwargs=call.settings)
     except (ConfigError, UnsupportedPipelineError) as error:
         return None, str(error)
-    given = all(_gives(site.latents, call.sample * read.table.input_scale[0]) for _, site in sites)
+    given = all(_gives(site.latents, call.sample * read.table.input_scale[row]) for _, site in sites)
     return read, "" if given else "the pipeline changes the latents before the denoiser"
 
 

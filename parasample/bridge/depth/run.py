@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from parasample.bridge.depth.arguments import at_step, plain, require_same_call, structure, with_states
+from parasample.bridge.depth.agreement import on_every_rank, require_same_call
+from parasample.bridge.depth.arguments import at_step, plain, structure, with_states
 from parasample.bridge.depth.cut import Cut
 from parasample.bridge.depth.denoiser import DepthDenoiser, Site, gives_latents
 from parasample.bridge.depth.reading import choose_reading, draws_noise, expected_reading, read_for
@@ -36,7 +37,8 @@ class DepthRun:
 
     The pipeline makes every iteration as ever. In the first step every rank runs the whole denoiser; then
     what is read of whom is settled and the connections are made; from the second step on the schedule rules.
-    With sharded weights it rules from the first step on.
+    With sharded weights it rules from the first step on. Where the pipeline goes over to another denoiser on
+    the way (one for much noise, one for little), the rest of the steps is shared as a run of its own.
     """
 
     def __init__(
@@ -47,7 +49,8 @@ class DepthRun:
         self.ranks = ranks
         self.active = True
         self.traced = False
-        self.row = 0
+        self.row = 0  # the step, counted from where the denoiser was last changed for another
+        self._before = 0  # steps before that
         self.timesteps: Tensor = scheduler.timesteps
         self.first_index = 0
         self.stats = Stats()
@@ -70,6 +73,8 @@ class DepthRun:
 
     def call(self, denoiser: DepthDenoiser, call: dict[str, Any]) -> Any:
         """One call of a denoiser by the pipeline's loop."""
+        if self.row > 0 and not denoiser.whole and all(owner is not denoiser for owner, _ in self._sites):
+            self._change_denoiser(denoiser)
         if self.row == 0:
             return self._first_step(denoiser, call)
         arguments = plain(call)
@@ -104,6 +109,20 @@ class DepthRun:
         outputs = [runner.take_output(self.row) for runner in site.runners]
         return next(output for output in outputs if output is not None)
 
+    def _change_denoiser(self, denoiser: DepthDenoiser) -> None:
+        """The pipeline goes on with a denoiser that it did not call so far: its steps start from here."""
+        if any(other.ordinal for other in self._denoisers):
+            raise UnsupportedPipelineError(
+                f"step {self._before + self.row} calls {denoiser.name}, which earlier steps did not, beside "
+                "another denoiser; sample this pipeline sequentially"
+            )
+        for _, site in self._sites:  # never finished: their last messages are left unread
+            for runner in site.runners:
+                runner.settle()
+        self._sites, self._bytes_before = [], 0
+        self.timesteps = self.timesteps[self.row :]
+        self._before, self.row = self._before + self.row, 0
+
     def _first_step(self, denoiser: DepthDenoiser, call: dict[str, Any]) -> Any:
         latents = call.get(denoiser.latents_name)
         if not isinstance(latents, Tensor) or latents.ndim < 2:
@@ -116,7 +135,7 @@ class DepthRun:
         timesteps = None if self._sites else self.timesteps
         require_same_call(self.ranks, denoiser, arguments, timesteps, self.config)
         if denoiser.whole:
-            return denoiser.forward(**arguments)
+            return on_every_rank(self.ranks, partial(denoiser.forward, **arguments))
         if denoiser.ordinal == 0 and denoiser.changed:  # an adapter was loaded, a block replaced
             denoiser.forget()
         if denoiser.cut is None:
@@ -129,7 +148,8 @@ class DepthRun:
             return self._first_shared(denoiser, denoiser.weights, site, call)
         site.prepare((self._schedule(denoiser.cut, reading) for reading in READINGS), self._local)
         everybody = [runner for runners in site.candidates.values() for runner in runners]
-        denoiser.cut.blocks.run(everybody, 0, partial(denoiser.forward, **arguments))
+        forward = partial(denoiser.forward, **arguments)
+        on_every_rank(self.ranks, partial(denoiser.cut.blocks.run, everybody, 0, forward))
         output = site.runners[-1].take_output(0)
         if not gives_latents(output, latents):
             self._leave_whole(denoiser)
@@ -179,7 +199,7 @@ class DepthRun:
             self.first_index, self.timesteps = start, self.scheduler.timesteps[start:stop]
         if len(self.timesteps) == 0:
             raise ConfigError("num_inference_steps gave no timesteps; pass at least 1")
-        self.stats.num_steps = len(self.timesteps)
+        self.stats.num_steps = self._before + len(self.timesteps)
 
     def _site(self, denoiser: DepthDenoiser, latents: Tensor) -> Site:
         assert denoiser.cut is not None
@@ -215,6 +235,7 @@ class DepthRun:
         ahead = schedule.latents_step(worker, self.row)
         if ahead > self.row and self._predictor is not None:
             name = denoiser.latents_name
+            ahead += self._before
             state = self._predictor.predict(ahead) * self._predictor.table.input_scale[ahead]
             arguments[name] = with_states(arguments[name], state)
         return arguments
@@ -248,7 +269,8 @@ class DepthRun:
         now, sent = time.perf_counter(), sum(site.bytes_sent for _, site in self._sites)
         self.stats.add(
             RoundRecord(
-                evaluations=self.stats.batch, residual=0.0, begin=[self.row] * self.stats.batch,
+                evaluations=self.stats.batch, residual=0.0,
+                begin=[self._before + self.row] * self.stats.batch,
                 seconds=now - self._step_began_at, bytes_sent=sent - self._bytes_before,
             )
         )  # fmt: skip
@@ -268,7 +290,7 @@ class DepthRun:
         for schedule in schedules.values():
             for worker in range(schedule.num_workers):
                 if schedule.head(worker, self.row) == self.row:
-                    self._predictor.predict(schedule.latents_step(worker, self.row))
+                    self._predictor.predict(self._before + schedule.latents_step(worker, self.row))
 
     def _end(self) -> None:
         self.active = False
@@ -294,12 +316,18 @@ class DepthRun:
                 "sequentially"
             )
         self.stats.batch = call.sample.shape[0]
-        read, reason = read_for(self.config, self.scheduler, self.first_index, call, self._sites)
+        read, reason = read_for(
+            self.config, self.scheduler, self.first_index, call, self._sites, self._before
+        )
         if read is not None and any(read.noise.draws) and self.ranks.size > 1:
             states = generator_states(call.generator, call.sample.device)
             self.ranks.require_same("the generator", torch.cat(states))
         reading, blend = choose_reading(self.config, read, reason, self._sites)
-        if reading == "ahead":
+        if self._before > 0 and self._predictor is None:
+            reading = "stale"  # a predictor follows the run from its first step
+        if reading == "stale":
+            self._predictor = None
+        elif self._predictor is None:
             assert read is not None
             source = copied(call.generator, call.sample.device)
             like = call.sample

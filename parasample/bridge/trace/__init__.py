@@ -73,18 +73,19 @@ def trace(
         return denoiser(*args, **kwargs)
 
     latents = _latents(denoiser, args, kwargs)
-    try:
-        meta_args, meta_kwargs = on_meta((args, kwargs))
-        forward = _meta_forward(denoiser, meta_args, meta_kwargs, weights)
-        root = record_calls(denoiser, forward)
-        latents = _latents(denoiser, meta_args, meta_kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        if device.type == "meta" or weights is not None:
-            raise
-        log.debug("tracing on %s, not on the meta device: %s", device, error)
-        forward = own_forward
-        root = record_calls(denoiser, forward)
-    choice, found = _find(denoiser, forward, latents, root, max_share)
+    with torch.compiler.set_stance("force_eager"):  # the data flow of compiled blocks is read uncompiled
+        try:
+            meta_args, meta_kwargs = on_meta((args, kwargs))
+            forward = _meta_forward(denoiser, meta_args, meta_kwargs, weights)
+            root = record_calls(denoiser, forward)
+            latents = _latents(denoiser, meta_args, meta_kwargs)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if device.type == "meta" or weights is not None:
+                raise
+            log.debug("tracing on %s, not on the meta device: %s", device, error)
+            forward = own_forward
+            root = record_calls(denoiser, forward)
+        choice, found = _find(denoiser, forward, latents, root, max_share)
     counted = leaf_flops(root, choice)
     flops = [0 if block.name in choice.expanded else next(counted) for block in found]
     seconds = None if costs == "flops" else leaf_seconds(denoiser, choice, own_forward, device, repeats)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
+from parasample.runtime.forward import compiled
+
 # What torch's table of formulas leaves out: attention as it runs on a CPU and on other backends.
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
@@ -75,7 +77,8 @@ def choose(root: Call, denoiser: nn.Module, sealed: Collection[str], max_share: 
 
     A module is expanded if it holds a list of modules that are themselves made of several (a list of residual
     blocks, of transformer layers), or if it costs more than `max_share` of the denoiser; but only where
-    nearly all of its cost is in the modules that it calls, and never when it is `sealed`. A module that
+    nearly all of its cost is in the modules that it calls, and never when it is `sealed`, or compiled, which
+    it could not stay. A module that
     has no weights and does no arithmetic to speak of is part of the code around it.
     """
     modules = dict(denoiser.named_modules())
@@ -91,6 +94,7 @@ def choose(root: Call, denoiser: nn.Module, sealed: Collection[str], max_share: 
         if (
             not inner
             or call.name in sealed
+            or compiled(modules[call.name])
             or sum(part.flops for part in inner) < _INSIDE_BLOCKS * call.flops
         ):
             return False

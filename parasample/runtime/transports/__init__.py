@@ -65,6 +65,13 @@ def carrier_type(backend: str, device_type: str) -> str:
     return device_type if device_type in served else served[0]
 
 
+def bits_of(value: Tensor) -> Tensor:
+    """The bytes of a tensor of any strides as a vector on the CPU."""
+    # Not `contiguous()`: that keeps the stride of a dimension of size 1, and `view` refuses such.
+    packed = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return packed.reshape(-1).view(torch.uint8)
+
+
 class TorchRanks:
     """Ranks of a `torch.distributed` process group (Gloo on CPUs, NCCL on GPUs)."""
 
@@ -91,8 +98,8 @@ class TorchRanks:
 
     def require_same(self, what: str, value: Tensor) -> None:
         # A checksum over the bits: equal tensors give equal sums; a difference is as good as always found.
-        bits = value.detach().contiguous().cpu().view(torch.uint8).to(torch.int64)
-        position = torch.arange(1, bits.numel() + 1, dtype=torch.int64).view(bits.shape)
+        bits = bits_of(value).to(torch.int64)
+        position = torch.arange(1, bits.numel() + 1, dtype=torch.int64)
         digest = torch.stack([bits.sum(), (bits * position).sum()]).to(value.device)
         digests = self.all_gather(digest[None])
         if not bool((digests == digests[0]).all()):
