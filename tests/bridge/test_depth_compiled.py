@@ -64,6 +64,8 @@ def test_compiled_blocks_run_compiled(compile_blocks: Callable[[Any, Backend], i
     torch.manual_seed(0)
     pipe, call = stable_diffusion()
     eager = run(pipe, call)
+    with AsyncHandle(pipe, CONFIG, emulated=True):
+        uncompiled = run(pipe, call)
     backend = Backend()
     count = compile_blocks(pipe.unet, backend)
     before = {name: module._compiled_call_impl for name, module in pipe.unet.named_modules()}
@@ -71,6 +73,7 @@ def test_compiled_blocks_run_compiled(compile_blocks: Callable[[Any, Backend], i
         found = run(pipe, call)
         known, ran = backend.compiled, backend.ran
         assert torch.equal(run(pipe, call), found)
+    assert torch.equal(found, uncompiled)
     assert backend.compiled == known, "nothing is compiled again for a second call"
     # All six steps but the last, in which nobody reads any more what the first component makes.
     assert backend.ran - ran >= count * 5
