@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from coverage_script import BATCHES, COVERED, STRIDED, jobs
+from coverage_script import COVERED, STRIDED, batches, jobs
 from processes import Answers, in_processes
 
 
@@ -21,7 +21,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Answers:
 def check(answers: Answers, name: str) -> None:
     first = answers[0][name]
     assert "error" not in first, first
-    for index, batch in enumerate(BATCHES):
+    for index, batch in enumerate(batches(name)):
         sequential = first["sequential"][index]
         assert not torch.equal(first["few"][index], sequential), "or nothing was in parallel"
         for found in (rank[name] for rank in answers):
