@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 
 from parasample.cli import main
+from parasample.cli.bench import BENCHES
+from parasample.cli.bench.exchange import TRANSPORTS
 
 COMMANDS = (
     ["demo"],
     ["plan"],
     ["doctor"],
     ["bench"],
-    *(["bench", b] for b in ("rounds", "frontier", "fidelity", "overhead", "ranks", "kernels")),
+    *(["bench", module.__name__.rpartition(".")[2]] for module in BENCHES),
 )
 
 
@@ -118,6 +120,25 @@ def test_bench_overhead_tells_the_model_from_the_rest(
     assert [row["where"] for row in rows] == ["pipeline", "ps.sample"] * 2
     assert all(0 < row["share"] < 1 and 0 < row["rounds"] < 100 for row in rows)
     assert all((row["loop_ms"] > 0) == (row["where"] == "pipeline") for row in rows)
+
+
+def test_bench_exchange_measures_every_transport_that_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "exchange", "--sizes", "4096", "--output", str(tmp_path)]) == 0
+    rows = {
+        row["transport"]: row
+        for row in map(json.loads, (tmp_path / "exchange.jsonl").read_text().splitlines())
+    }
+    left_out = [name for name, reason in TRANSPORTS.items() if reason is not None]
+    assert set(rows) | set(left_out) == {*TRANSPORTS, "torch", "copy"}
+    for row in rows.values():
+        assert row["microseconds_p20"] <= row["microseconds"] <= row["microseconds_p80"]
+        assert row["gigabytes_per_second"] == pytest.approx(4096 / row["microseconds"] / 1e3)
+    assert rows["copy"]["microseconds"] < rows["torch"]["microseconds"]
+    assert (tmp_path / "exchange.png").exists()
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in [*rows, *left_out])
 
 
 def test_a_rank_of_bench_ranks_answers(

@@ -6,10 +6,30 @@ import argparse
 from types import ModuleType
 from typing import Any
 
-from parasample.cli.bench import depth, depth_ranks, fidelity, frontier, kernels, overhead, ranks, rounds
+from parasample.cli.bench import (
+    depth,
+    depth_ranks,
+    exchange,
+    fidelity,
+    frontier,
+    kernels,
+    overhead,
+    ranks,
+    rounds,
+)
 from parasample.cli.bench.results import add_bench_options
 
-BENCHES: tuple[ModuleType, ...] = (rounds, frontier, fidelity, overhead, ranks, depth, depth_ranks, kernels)
+BENCHES: tuple[ModuleType, ...] = (
+    rounds,
+    frontier,
+    fidelity,
+    overhead,
+    ranks,
+    depth,
+    depth_ranks,
+    exchange,
+    kernels,
+)
 EXAMPLE = "example:\n  parasample bench rounds --quick\n  parasample bench fidelity --samples 2000"
 
 

@@ -96,6 +96,14 @@ class TorchRanks:
             ) from error
         return whole.to(home)
 
+    def send(self, tensor: Tensor, to: int) -> None:
+        """torch.distributed's own blocking send, on the tensor's device."""
+        dist.send(tensor, to, group=self.group)
+
+    def receive(self, tensor: Tensor, source: int) -> None:
+        """torch.distributed's own blocking receive, into `tensor`."""
+        dist.recv(tensor, source, group=self.group)
+
     def require_same(self, what: str, value: Tensor) -> None:
         # A checksum over the bits: equal tensors give equal sums; a difference is as good as always found.
         bits = bits_of(value).to(torch.int64)
