@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
                     runs.append(launch("depth_ranks", count, settings, args.device))
                     bar.update()
             results.add(settings, _figures(measured[1], measured[ranks]))
+    for row in results.rows:
+        row.setdefault("crowding", float("nan"))  # not measured in the oldest rows
     results.show(COLUMNS, args.json)
     return 0
 
