@@ -63,7 +63,7 @@ CASES = [
     )
     for components in (1, 2, 3, 4, 8)
     for stride in (1, 2, 3, 4)
-    for warm_up in (1, 2, 5, STEPS - 1, STEPS)
+    for warm_up in (1, 2, 5, STEPS)
     for reading, sharded, name in (
         ("stale", False, "stale"), ("ahead", False, "ahead"), ("stale", True, "stale-sharded"),
         ("ahead", True, "ahead-sharded"),
@@ -75,9 +75,8 @@ CASES = [
 def test_every_schedule_ends_and_everything_sent_is_read(
     components: int, stride: int, warm_up: int, reading: str, sharded: bool
 ) -> None:
-    graph = chain(16, skips=True)
-    splits = [contiguous(graph, components), nested(graph, components)]
-    splits += [scattered(graph, components, seed) for seed in range(2)]
+    graph = chain(max(2 * components, 6), skips=True)
+    splits = [contiguous(graph, components), nested(graph, components), scattered(graph, components, 0)]
     for split in splits:
         schedule = Schedule(graph, split, STEPS, stride, warm_up, reading, sharded)  # type: ignore[arg-type]
         timeline = simulate(schedule, Costs([block.cost for block in graph.blocks]))
