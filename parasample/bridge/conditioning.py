@@ -14,13 +14,9 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from parasample.bridge.timesteps import TracedTimestep
+from parasample.runtime.templates import version
 
 _MISSING = object()
-
-
-def version(tensor: Tensor) -> int:
-    """Counts in-place changes; inference tensors do not count them."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 class ConditioningWatch:

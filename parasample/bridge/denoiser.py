@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_leaves, tree_map, tree_map_with_path
 
-from parasample.bridge.conditioning import ConditioningWatch, version
+from parasample.bridge.conditioning import ConditioningWatch
 from parasample.bridge.timesteps import TracedTimestep, has_traced, untraced
 from parasample.errors import UnsupportedPipelineError
 from parasample.runtime.forward import ReplacedForward
 from parasample.runtime.picard import Share
+from parasample.runtime.templates import version
 
 if TYPE_CHECKING:
     from parasample.bridge.run import PipelineRun

@@ -10,8 +10,9 @@ from torch import nn
 
 from parasample.errors import UnsupportedPipelineError
 from parasample.plan.blocks import BlockGraph
-from parasample.runtime.component import ComponentRunner, Templates, WholeForward
+from parasample.runtime.component import ComponentRunner, WholeForward
 from parasample.runtime.forward import ReplacedForward
+from parasample.runtime.templates import Templates
 
 _Listener = ComponentRunner | WholeForward | Templates
 

@@ -59,34 +59,22 @@ def nothing(pipe: Any, call: Call, rank: int) -> Iterator[None]:
     yield
 
 
-@contextmanager
-def other_prompt(pipe: Any, call: Call, rank: int) -> Iterator[None]:
-    call["prompt_embeds"] = _randn(1, 5, 8, seed=20 + rank)
-    yield
+def other(name: str, value: Callable[[int], Any]) -> Spoil:
+    """Every rank gives the call another value of an argument."""
+
+    @contextmanager
+    def spoil(pipe: Any, call: Call, rank: int) -> Iterator[None]:
+        call[name] = value(rank)
+        yield
+
+    return spoil
 
 
-@contextmanager
-def other_shape(pipe: Any, call: Call, rank: int) -> Iterator[None]:
-    call["height"] = 8 * (1 + rank)
-    yield
-
-
-@contextmanager
-def other_batch(pipe: Any, call: Call, rank: int) -> Iterator[None]:
-    call["num_images_per_prompt"] = 1 + rank
-    yield
-
-
-@contextmanager
-def other_seed(pipe: Any, call: Call, rank: int) -> Iterator[None]:
-    call["generator"] = torch.Generator().manual_seed(20 + rank)
-    yield
-
-
-@contextmanager
-def other_steps(pipe: Any, call: Call, rank: int) -> Iterator[None]:
-    call["num_inference_steps"] = 5 + rank
-    yield
+other_prompt = other("prompt_embeds", lambda rank: _randn(1, 5, 8, seed=20 + rank))
+other_shape = other("height", lambda rank: 8 * (1 + rank))
+other_batch = other("num_images_per_prompt", lambda rank: 1 + rank)
+other_seed = other("generator", lambda rank: torch.Generator().manual_seed(20 + rank))
+other_steps = other("num_inference_steps", lambda rank: 5 + rank)
 
 
 @contextmanager

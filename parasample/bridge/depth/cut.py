@@ -24,9 +24,9 @@ from parasample.plan.partition import (
     explicit_split,
     possible_splits,
 )
-from parasample.runtime.component import Templates
 from parasample.runtime.sharding import ShardedWeights
 from parasample.runtime.split_denoiser import SplitDenoiser
+from parasample.runtime.templates import Templates
 from parasample.runtime.transports import Ranks
 
 

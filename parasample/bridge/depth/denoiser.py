@@ -16,9 +16,10 @@ from parasample.bridge.timesteps import has_traced
 from parasample.errors import UnsupportedPipelineError
 from parasample.plan.schedule import Schedule
 from parasample.plan.timetable import Reading
-from parasample.runtime.component import ComponentRunner, Templates, make_channels
+from parasample.runtime.component import ComponentRunner, make_channels
 from parasample.runtime.forward import ReplacedForward
 from parasample.runtime.sharding import ShardedWeights
+from parasample.runtime.templates import Templates
 from parasample.runtime.transports.exchange import Exchange
 from parasample.runtime.transports.router import Router
 

@@ -44,10 +44,8 @@ def read_for(
 
 def draws_noise(scheduler: Any, first_index: int) -> bool:
     """Whether the sampler does, as far as is known before the first step has shown its settings."""
-    try:
-        return read_scheduler(scheduler, begin_index=first_index).table.stochastic
-    except (ConfigError, UnsupportedPipelineError):
-        return False
+    read = _as_it_is(scheduler, first_index)
+    return read is not None and read.table.stochastic
 
 
 def expected_reading(config: Async, scheduler: Any, first_index: int, cut: Cut) -> Reading:
@@ -56,11 +54,16 @@ def expected_reading(config: Async, scheduler: Any, first_index: int, cut: Cut) 
         return "stale"
     if config.extrapolate == "latents":
         return "ahead"
+    read = _as_it_is(scheduler, first_index)
+    return "ahead" if read is not None and _may_look_ahead(config, read, cut) else "stale"
+
+
+def _as_it_is(scheduler: Any, first_index: int) -> ReadScheduler | None:
+    """Its recurrence without the pipeline's settings, where it can be read."""
     try:
-        read = read_scheduler(scheduler, begin_index=first_index)
+        return read_scheduler(scheduler, begin_index=first_index)
     except (ConfigError, UnsupportedPipelineError):
-        return "stale"
-    return "ahead" if _may_look_ahead(config, read, cut) else "stale"
+        return None
 
 
 def _may_look_ahead(config: Async, read: ReadScheduler, cut: Cut) -> bool:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from parasample.bridge.conditioning import version
 from parasample.bridge.trace.tensors import distinct, tensor_bytes, tensors_in
+from parasample.runtime.templates import version
 
 LATENTS = -1  # the source that stands for the denoiser's latents; blocks are 0, 1, ...
 Sources = frozenset[int]
